@@ -1,0 +1,144 @@
+"""Arguments that `aurora-ds train` and `deepspeed --module aurora_ds.train` share, and how a command ends.
+
+Imports nothing heavy: `aurora-ds --help` and a mistyped option must answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from aurora_ds.errors import AuroraError
+
+WRONG_INPUT = 2
+INTERRUPTED = 130
+
+RECIPE_HELP = "a built-in name (`aurora-ds config list`) or a YAML path"
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """RECIPE and the overrides after it."""
+    parser.add_argument("recipe", metavar="RECIPE", help=RECIPE_HELP)
+    parser.add_argument(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        default=[],
+        help="settings to change, as in train.lr=1e-4",
+    )
+
+
+def add_debug(parser: argparse.ArgumentParser) -> None:
+    """`--debug`, accepted before and after a sub-command; absent from the namespace when it is not given."""
+    parser.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS, help="show the stack trace of an error"
+    )
+
+
+def add_train(parser: argparse.ArgumentParser) -> None:
+    """Arguments of a training run."""
+    add_recipe(parser)
+    parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="folder of this run")
+    parser.add_argument(
+        "--resume",
+        metavar="auto|required|never|PATH",
+        default="auto",
+        help="auto (default): continue the run in --output if there is one; required: or stop; never: only a new run; "
+        "PATH: that checkpoint",
+    )
+    parser.add_argument(
+        "--deepspeed-config", metavar="FILE", type=Path, help="a JSON file such as ds_configs/zero2.json"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check configuration, shards and checkpoint, print what would be trained, and stop",
+    )
+    # the deepspeed launcher appends it for old scripts; the rank is read from the environment
+    _add_local_rank(parser)
+
+
+def add_evaluate(parser: argparse.ArgumentParser) -> None:
+    """Arguments of an evaluation."""
+    add_recipe(parser)
+    parser.add_argument(
+        "--adapter",
+        metavar="DIR",
+        type=Path,
+        help="a run's folder, a checkpoint or an exported adapter; without it the frozen backbone is evaluated",
+    )
+    parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="folder for results.json")
+    _add_local_rank(parser)
+
+
+def add_quickstart(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the quickstart."""
+    parser.add_argument(
+        "--output", metavar="DIR", type=Path, default=Path("runs/quickstart"), help="default runs/quickstart"
+    )
+    parser.add_argument(
+        "--ranks",
+        metavar="N",
+        type=positive,
+        help="processes; default: one per GPU, or 2 on a machine without",
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="start clean; the default continues what is in --output"
+    )
+
+
+def positive(text: str) -> int:
+    """An argument type: a whole number of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
+    return number
+
+
+def module_parser(module: str, about: str) -> argparse.ArgumentParser:
+    """The parser of `python -m MODULE`, to be filled with one of the `add_…` functions."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=about)
+    add_debug(parser)
+    return parser
+
+
+def _add_local_rank(parser: argparse.ArgumentParser) -> None:
+    """The deepspeed launcher appends it to every command; the rank itself is read from the environment."""
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=-1, help=argparse.SUPPRESS)
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """Parsed arguments; overrides may also stand after options (`RECIPE --output DIR train.lr=1e-4`)."""
+    arguments, rest = parser.parse_known_args(argv)
+    late = [each for each in rest if not each.startswith("-") and "=" in each]
+    if len(late) < len(rest) or (late and not hasattr(arguments, "overrides")):
+        parser.error(
+            f"unrecognized arguments: {' '.join(each for each in rest if each not in late) or ' '.join(rest)}"
+        )
+    if late:
+        arguments.overrides = [*arguments.overrides, *late]
+    return arguments
+
+
+def finish(command: Callable[[], object], debug: bool = False) -> int:
+    """Run a command and turn its end into an exit status.
+
+    An int that it returns is the status, anything else is 0. AuroraError becomes one paragraph on stderr and 2,
+    an interrupt 130; any other exception is a defect of ours and keeps its stack trace.
+    """
+    try:
+        result = command()
+    except AuroraError as error:
+        if debug:
+            traceback.print_exc()
+        rank = os.environ.get("RANK", "0")
+        print(f"aurora-ds{f' (rank {rank})' if rank != '0' else ''}: {error}", file=sys.stderr)
+        return WRONG_INPUT
+    except KeyboardInterrupt:
+        print("aurora-ds: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    return result if isinstance(result, int) and not isinstance(result, bool) else 0

@@ -1,0 +1,114 @@
+"""From a configuration to a task: frozen backbone, prompts, losses. Shared by training, evaluation, export
+and verification."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from aurora_ds.backbones.blip import BlipRetrieval
+from aurora_ds.backbones.checkpoint import LoadedBackbone, load_backbone
+from aurora_ds.backbones.published import published_tensors
+from aurora_ds.backbones.tokenizer import Tokenizer, tokenizer_for
+from aurora_ds.config import RunConfig
+from aurora_ds.errors import AuroraError
+from aurora_ds.presets import with_preset
+from aurora_ds.prompts import Prompts, attach, load_adapter
+from aurora_ds.prompts.adapter import attached_config, read_adapter
+from aurora_ds.tasks.retrieval import RetrievalTask
+
+FULL_FILE = "backbone.safetensors"
+
+
+@dataclass
+class Assembled:
+    """A task and what it was made of."""
+
+    task: RetrievalTask
+    config: RunConfig  # with its preset resolved
+    backbone: dict[str, Any]  # name and sha256 of the frozen weights, as adapters record them
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The backbone's tokenizer; read when first asked for."""
+        return tokenizer_for(self.config.backbone)
+
+
+def attach_prompts(model: nn.Module, config: RunConfig) -> Prompts | None:
+    """Prompts on a backbone according to `train.method`: all of Aurora, the heads alone, or nothing
+    (everything trains)."""
+    if config.train.method == "full":
+        model.requires_grad_(True)
+        return None
+    prompts = config.prompts
+    if config.train.method == "heads":
+        prompts = prompts.model_copy(update={"query_transform": False, "context": "off"})
+    sites = model.sites() if config.train.method == "aurora" else []
+    return attach(model, sites, prompts, model.query_layers(), model.heads(), seed=config.seed)
+
+
+def build_task(config: RunConfig, loaded: LoadedBackbone | None = None) -> Assembled:
+    """The retrieval task of `config`, weights in place, on the CPU in fp32.
+
+    Raises AuroraError for anything wrong with the backbone's files or the prompts' settings."""
+    config = with_preset(config)
+    torch.manual_seed(config.seed)
+    loaded = loaded or load_backbone(config.backbone)
+    model = loaded.model
+    temperature = float(model.temp.detach())
+    model.temp.requires_grad_(False)
+    prompts = attach_prompts(model, config)
+    model.temp.requires_grad_(False)
+
+    def twin() -> tuple[nn.Module, Prompts | None]:
+        other = BlipRetrieval(config.backbone)
+        return other, attach_prompts(other, config)
+
+    task = RetrievalTask(model, config, prompts, temperature, twin, loaded.momentum, loaded.queues)
+    return Assembled(task, config, {"name": loaded.name, "sha256": loaded.sha256})
+
+
+def save_full(folder: Path, task: RetrievalTask, values: dict[str, Tensor], record: dict[str, Any]) -> None:
+    """A fully fine-tuned model: `backbone.safetensors` under published names, to be given as
+    backbone.checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {"temp": torch.tensor(task.temperature_value())} | values
+    tensors = {
+        name: value.detach().cpu().contiguous().clone() for name, value in published_tensors(tensors).items()
+    }
+    save_file(tensors, folder / FULL_FILE)
+    (folder / "record.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+
+def copy_vocabulary(folder: Path, assembled: Assembled) -> None:
+    """Put the tokenizer's file beside weights, where it is looked for."""
+    path = assembled.tokenizer.path
+    shutil.copyfile(path, folder / ("tokenizer.json" if path.suffix == ".json" else "vocab.txt"))
+
+
+def load_trained(config: RunConfig, adapter: str, loaded: LoadedBackbone | None = None) -> Assembled:
+    """The task with a saved adapter in place; the adapter's own prompts settings win over the recipe's.
+
+    Raises AuroraError when the adapter belongs to another backbone."""
+    _, saved = read_adapter(adapter)
+    config = config.model_copy(deep=True)
+    config.prompts = attached_config(saved)
+    config.train.method = saved.get("method", "aurora")
+    if config.train.method == "full":
+        raise AuroraError(
+            f"{adapter} holds a fully fine-tuned backbone, not an adapter. Give its file as "
+            "backbone.checkpoint instead."
+        )
+    assembled = build_task(config, loaded)
+    loaded_config = load_adapter(assembled.task.prompts, adapter, assembled.backbone)
+    if "context_running" in loaded_config:
+        assembled.task.context.running = loaded_config["context_running"]
+    return assembled

@@ -1,0 +1,44 @@
+"""Multi-head attention after the projections: softmax(q kᵀ / sqrt(d)) v, on heads that are views of fused projections.
+
+`sdpa` is the product path (PyTorch's fused kernels); `eager` forms the score matrix and is there to check the
+other one.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def split_heads(projected: Tensor, blocks: int, heads: int) -> tuple[Tensor, ...]:
+    """(B, L, blocks·H) -> `blocks` views (B, heads, L, d). Rows of each block are contiguous slices per head."""
+    return projected.unflatten(-1, (blocks, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def merge_heads(context: Tensor) -> Tensor:
+    """(B, heads, L, d) -> (B, L, H). The fused kernels lay their output out so that this is a view."""
+    return context.transpose(1, 2).flatten(2)
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    dropout: float = 0.0,
+    eager: bool = False,
+) -> Tensor:
+    """Attention of query (B, heads, Lq, d) over key and value (B, heads, Lk, d) -> (B, heads, Lq, d).
+
+    Args:
+        mask: bool, broadcastable to (B, heads, Lq, Lk); False positions get probability 0.
+        dropout: on the probabilities; the caller passes 0 outside training.
+    """
+    if not eager:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+    scores = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    probabilities = F.dropout(scores.softmax(dim=-1), dropout, training=dropout > 0)
+    return probabilities @ value

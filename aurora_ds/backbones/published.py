@@ -1,0 +1,117 @@
+"""Names of the published BLIP and Aurora checkpoints, and what their tensors turn into here.
+
+The modules carry the published names, with two differences: query, key and value of a self-attention are one
+`qkv`, key and value of a cross-attention one `kv`; and learned positions are resized to the configured image size.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from aurora_ds.errors import AuroraError
+
+FUSED = {"attention": ("qkv", ("query", "key", "value")), "crossattention": ("kv", ("key", "value"))}
+SEPARATE_NAME = re.compile(
+    r"(?P<attention>.*\.(?P<kind>(cross)?attention)\.self)\.(?P<part>\w+)\.(?P<leaf>weight|bias)"
+)
+
+QUEUES = (
+    "image_queue",
+    "text_queue",
+    "idx_queue",
+    "ptr_queue",
+    "queue_ptr",
+)  # the last: pre-training's name for the pointer
+MOMENTUM_PARTS = ("visual_encoder_m", "text_encoder_m", "vision_proj_m", "text_proj_m")
+# Beside a retrieval model, files may hold: position numbers (a buffer), the decoder of pre-training, an unused
+# BERT pooler or word-prediction head. Everything else that is not used is an error.
+IGNORED = re.compile(r"(^|\.)position_ids$|^text_decoder\.|^text_encoder(_m)?\.(pooler|cls)\.")
+
+
+@dataclass
+class PublishedTensors:
+    """A file's tensors by what they are for, under published names."""
+
+    online: dict[str, Tensor] = field(default_factory=dict)
+    momentum: dict[str, Tensor] = field(default_factory=dict)  # names without `_m`
+    queues: dict[str, Tensor] = field(default_factory=dict)
+    aurora: dict[str, Tensor] = field(default_factory=dict)  # `*_m` copies included, under their own names
+
+
+def sort_published(state: Mapping[str, Tensor]) -> PublishedTensors:
+    """Every tensor of `state` in its place; those that are ignored by declaration are left out."""
+    result = PublishedTensors()
+    for name, tensor in state.items():
+        top, _, rest = name.partition(".")
+        if IGNORED.search(name):
+            continue
+        if name in QUEUES:
+            result.queues[name] = tensor
+        elif any(part.startswith("CP_") or part.endswith("_CP") for part in name.split(".")):
+            result.aurora[name] = tensor
+        elif top in MOMENTUM_PARTS:
+            result.momentum[f"{top.removesuffix('_m')}.{rest}"] = tensor
+        else:
+            result.online[name] = tensor
+    return result
+
+
+def split_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Published names -> this package's. A projection with a missing part stays as it is, to be reported under
+    its own name."""
+    result: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        match = SEPARATE_NAME.fullmatch(name)
+        fused, parts = FUSED[match["kind"]] if match else ("", ())
+        names = [f"{match['attention']}.{part}.{match['leaf']}" for part in parts] if match else []
+        if name not in names or any(each not in state for each in names):
+            result[name] = tensor
+        elif name == names[0]:
+            result[f"{match['attention']}.{fused}.{match['leaf']}"] = torch.cat(
+                [state[each] for each in names]
+            )
+    return result
+
+
+def published_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """This package's names -> published ones, for weights and gradients alike; the inverse of `split_published`."""
+    result: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        match = SEPARATE_NAME.fullmatch(name)
+        fused, parts = FUSED[match["kind"]] if match else ("", ())
+        if not match or match["part"] != fused:
+            result[name] = tensor
+            continue
+        for part, rows in zip(parts, tensor.chunk(len(parts)), strict=True):
+            result[f"{match['attention']}.{part}.{match['leaf']}"] = rows.contiguous()
+    return result
+
+
+def to_published(model: nn.Module) -> dict[str, Tensor]:
+    """The model's weights under published names."""
+    return published_tensors({name: tensor.detach() for name, tensor in model.state_dict().items()})
+
+
+def resize_positions(positions: Tensor, patches: int) -> Tensor:
+    """Learned positions (1, 1 + n, D) -> (1, 1 + patches, D): bicubic on the square grid, without corner alignment or
+    antialiasing, class position untouched, as the published loading code does it.
+
+    Raises AuroraError when one of the grids is not square."""
+    old = positions.shape[1] - 1
+    if old == patches:
+        return positions
+    before, after = round(old**0.5), round(patches**0.5)
+    if before**2 != old or after**2 != patches:
+        raise AuroraError(
+            f"Positions of {old} patches cannot be resized to {patches}: both must be square grids."
+        )
+    grid = positions[:, 1:].unflatten(1, (before, before)).permute(0, 3, 1, 2)
+    grid = grid if grid.dtype == torch.float64 else grid.float()
+    grid = F.interpolate(grid, size=(after, after), mode="bicubic", align_corners=False)
+    return torch.cat([positions[:, :1], grid.permute(0, 2, 3, 1).flatten(1, 2).to(positions.dtype)], dim=1)

@@ -1,0 +1,272 @@
+"""Text transformer of BLIP ("MED", BLIP §3.1): post-norm BERT whose layers can attend to an image after
+attending to the text.
+
+Without image keys and values it encodes text alone. Parameter names are the published ones, but for the fused
+projections: `self.qkv` holds query, key, value rows, `crossattention.self.kv` key and value rows (published.py
+maps both ways). Keys and values of an image are computed once, by `image_kv`, and serve any number of texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from aurora_ds.backbones.attention import attend, merge_heads, split_heads
+from aurora_ds.backbones.site import Site
+from aurora_ds.config import TextConfig
+from aurora_ds.errors import AuroraError
+
+LAYER_NORM_EPS = 1e-12
+INITIAL_STD = 0.02
+
+KeysValues = tuple[Tensor, Tensor]  # each (images, heads, N, d)
+
+
+class Embeddings(nn.Module):
+    """Word plus learned position embedding, LayerNorm, dropout; no token types."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.width, padding_idx=config.pad_id)
+        self.position_embeddings = nn.Embedding(config.max_positions, config.width)
+        self.LayerNorm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """input_ids (B, L) -> (B, L, H)."""
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        states = self.word_embeddings(input_ids) + self.position_embeddings(positions)
+        return self.dropout(self.LayerNorm(states))
+
+
+class AddAndNorm(nn.Module):
+    """LayerNorm(dropout(dense(x)) + residual): the end of every sub-layer."""
+
+    def __init__(self, width_in: int, config: TextConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width_in, config.width)
+        self.LayerNorm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        return self.LayerNorm(self.dropout(self.dense(x)) + residual)
+
+
+class SelfAttention(nn.Module):
+    """Attention of the text's tokens over themselves."""
+
+    def __init__(self, config: TextConfig, eager: bool) -> None:
+        super().__init__()
+        self.heads, self.dropout, self.eager = config.heads, config.attention_dropout, eager
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        """states (B, L, H), mask bool (B, 1, 1, L) -> (B, L, H)."""
+        query, key, value = split_heads(self.qkv(states), 3, self.heads)
+        return merge_heads(
+            attend(query, key, value, mask, self.dropout if self.training else 0.0, self.eager)
+        )
+
+
+class CrossAttention(nn.Module):
+    """Attention of the text's tokens over image tokens. There is no mask: images have no padding."""
+
+    def __init__(self, config: TextConfig, vision_width: int, eager: bool) -> None:
+        super().__init__()
+        self.heads, self.dropout, self.eager = config.heads, config.attention_dropout, eager
+        self.query = nn.Linear(config.width, config.width)
+        self.kv = nn.Linear(vision_width, 2 * config.width)
+
+    def keys_values(self, tokens: Tensor) -> KeysValues:
+        """Image tokens (images, N, D) -> keys and values, (images, heads, N, d) each."""
+        key, value = split_heads(self.kv(tokens), 2, self.heads)
+        return key, value
+
+    def forward(
+        self,
+        states: Tensor,
+        image_kv: KeysValues,
+        image_index: Tensor | None,
+        group_size: int | None,
+        key_scale: Tensor | None,
+    ) -> Tensor:
+        """states (B, L, H) -> (B, L, H); the other arguments as in TextEncoder.forward."""
+        (key, value), query = image_kv, self.query(states)
+        if image_index is not None:
+            key, value = key.index_select(0, image_index), value.index_select(0, image_index)
+        if key_scale is not None:
+            key = key * key_scale[:, None, :, None]
+        if group_size is not None:
+            # the texts of an image become one long row of queries over that image's keys, which are not repeated
+            query = query.reshape(key.shape[0], -1, query.shape[-1])  # (images, group_size·L, H)
+        (query,) = split_heads(query, 1, self.heads)
+        context = attend(query, key, value, None, self.dropout if self.training else 0.0, self.eager)
+        return merge_heads(context).reshape(states.shape)
+
+
+class AttentionBlock(nn.Module):
+    """Attention (the published name of its projections' parent is `self`) and the end of the sub-layer."""
+
+    def __init__(self, attention: nn.Module, config: TextConfig) -> None:
+        super().__init__()
+        self.self = attention
+        self.output = AddAndNorm(config.width, config)
+
+    def forward(self, states: Tensor, *arguments: object) -> Tensor:
+        return self.output(self.self(states, *arguments), states)
+
+
+class Intermediate(nn.Module):
+    """First half of the feed-forward: dense, GELU (erf form)."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.width, config.intermediate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.dense(x))
+
+
+class TextLayer(nn.Module):
+    """Self-attention, cross-attention when there is an image, feed-forward.
+
+    `residual(a_self, a_cross)`, where set, is added to the output of a layer that sees an image: a_self and
+    a_cross (B, L, H) are what the two attention sub-layers gave. It may return None for nothing to add.
+    """
+
+    residual: Callable[[Tensor, Tensor], Tensor | None] | None = None
+
+    def __init__(self, config: TextConfig, vision_width: int, eager: bool) -> None:
+        super().__init__()
+        self.attention = AttentionBlock(SelfAttention(config, eager), config)
+        self.crossattention = AttentionBlock(CrossAttention(config, vision_width, eager), config)
+        self.intermediate = Intermediate(config)
+        self.output = AddAndNorm(config.intermediate, config)
+
+    def forward(
+        self,
+        states: Tensor,
+        mask: Tensor,
+        image_kv: KeysValues | None = None,
+        image_index: Tensor | None = None,
+        group_size: int | None = None,
+        key_scale: Tensor | None = None,
+    ) -> Tensor:
+        """states (B, L, H), mask bool (B, 1, 1, L) -> (B, L, H)."""
+        a_self = self.attention(states, mask)
+        if image_kv is None:
+            return self.output(self.intermediate(a_self), a_self)
+        a_cross = self.crossattention(a_self, image_kv, image_index, group_size, key_scale)
+        out = self.output(self.intermediate(a_cross), a_cross)
+        added = None if self.residual is None else self.residual(a_self, a_cross)
+        return out if added is None else out + added
+
+
+class LayerStack(nn.Module):
+    """Gives the layers their published parent name, `encoder.layer`."""
+
+    def __init__(self, layers: list[TextLayer]) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(layers)
+
+
+class TextEncoder(nn.Module):
+    """Text ids -> states, with or without an image.
+
+    Args:
+        vision_width: width D of the image tokens. attention: `sdpa` or `eager`.
+        activation_checkpointing: recompute each layer in the backward pass instead of keeping its activations.
+    """
+
+    def __init__(
+        self,
+        config: TextConfig,
+        vision_width: int,
+        attention: str = "sdpa",
+        activation_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.max_positions, self.activation_checkpointing = config.max_positions, activation_checkpointing
+        self.embeddings = Embeddings(config)
+        self.encoder = LayerStack(
+            [TextLayer(config, vision_width, attention == "eager") for _ in range(config.depth)]
+        )
+        self.apply(_initialise)
+
+    def image_kv(self, tokens: Tensor) -> list[KeysValues]:
+        """Image tokens (images, N, D) -> per layer keys and values (images, heads, N, d), for `forward`."""
+        return [layer.crossattention.self.keys_values(tokens) for layer in self.encoder.layer]
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        image_kv: Sequence[KeysValues] | None = None,
+        image_index: Tensor | None = None,
+        group_size: int | None = None,
+        key_scale: Tensor | None = None,
+    ) -> Tensor:
+        """States (B, L, H) of texts, alone or each with an image.
+
+        Args:
+            input_ids: int64 (B, L). attention_mask: int64 or bool (B, L), 1 = token, 0 = padding.
+            image_kv: from `image_kv`, for as many images as texts; None encodes the text alone.
+            image_index: int64 (B,), the row of `image_kv` that each text sees.
+            group_size: texts per image, when rows come in groups of that many per image, in the order of `image_kv`:
+                B = images · group_size. The same numbers as repeating keys and values, without doing it.
+            key_scale: (B, N) factors on each pair's keys; with `group_size` (images, N).
+        Raises:
+            AuroraError: a text longer than the position embedding.
+            ValueError: rows, images and grouping do not fit together.
+        """
+        if input_ids.shape[1] > self.max_positions:
+            raise AuroraError(
+                f"A text has {input_ids.shape[1]} tokens and the text transformer {self.max_positions} "
+                "positions. Lower the task's max_tokens, or use a backbone with more positions "
+                "(backbone.text.max_positions)."
+            )
+        mask = attention_mask.to(torch.bool)[:, None, None, :]  # (B, 1, 1, L)
+        if image_kv is not None:
+            _check_rows(len(input_ids), image_kv[0][0].shape[0], image_index, group_size)
+        states = self.embeddings(input_ids)
+        recompute = self.activation_checkpointing and self.training and torch.is_grad_enabled()
+        for i, layer in enumerate(self.encoder.layer):
+            image = None if image_kv is None else (image_kv[i], image_index, group_size, key_scale)
+            arguments = (states, mask, *(image or ()))
+            states = checkpoint(layer, *arguments, use_reentrant=False) if recompute else layer(*arguments)
+        return states
+
+    def sites(self, prefix: str) -> list[Site]:
+        """Adaptable linears of every layer: self-attention, then query and key-value of cross-attention."""
+        return [
+            Site(path, path, outputs, 1, modality, i, "attention")
+            for i in range(len(self.encoder.layer))
+            for path, outputs, modality in (
+                (f"{prefix}.encoder.layer.{i}.attention.self.qkv", 3, "text"),
+                (f"{prefix}.encoder.layer.{i}.crossattention.self.query", 1, "cross"),
+                (f"{prefix}.encoder.layer.{i}.crossattention.self.kv", 2, "cross"),
+            )
+        ]
+
+
+def _check_rows(texts: int, images: int, image_index: Tensor | None, group_size: int | None) -> None:
+    if image_index is not None and group_size is not None:
+        raise ValueError("image_index and group_size exclude each other")
+    expected = len(image_index) if image_index is not None else images * (group_size or 1)
+    if expected != texts:
+        raise ValueError(
+            f"{texts} texts do not fit {images} images (image_index "
+            f"{None if image_index is None else len(image_index)}, group_size {group_size})"
+        )
+
+
+def _initialise(module: nn.Module) -> None:
+    """As BERT: normal(0, 0.02) weights, zero biases; LayerNorms are born as ones and zeros."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=INITIAL_STD)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)

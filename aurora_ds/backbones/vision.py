@@ -1,0 +1,82 @@
+"""Vision transformer: timm's, which has the parameter names of the published checkpoints, returning all tokens.
+
+BLIP §3.1: patch convolution, class token first, learned positions, pre-norm blocks, final LayerNorm (eps
+1e-6), no pooling.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import timm.models.vision_transformer as timm_vit
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from aurora_ds.backbones.site import Site
+from aurora_ds.config import VisionConfig
+from aurora_ds.errors import AuroraError
+
+LAYER_NORM_EPS = 1e-6
+
+
+class VisionTransformer(timm_vit.VisionTransformer):
+    """Image -> tokens. Every parameter is reached through `forward` or a submodule's, so that parameters that are
+    partitioned over ranks are gathered by hooks on these calls."""
+
+    def __init__(
+        self, config: VisionConfig, attention: str = "sdpa", activation_checkpointing: bool = False
+    ) -> None:
+        super().__init__(
+            img_size=config.image_size,
+            patch_size=config.patch_size,
+            embed_dim=config.width,
+            depth=config.depth,
+            num_heads=config.heads,
+            mlp_ratio=config.mlp_ratio,
+            drop_path_rate=config.drop_path,
+            num_classes=0,
+            global_pool="",
+            qkv_bias=True,
+            norm_layer=partial(nn.LayerNorm, eps=LAYER_NORM_EPS),
+        )
+        self.image_size = config.image_size
+        self.grad_checkpointing = activation_checkpointing
+        for block in self.blocks:
+            block.attn.fused_attn = attention == "sdpa"
+
+    def forward(self, image: Tensor) -> Tensor:
+        """image (B, 3, H, W), normalised -> tokens (B, N + 1, D), class token first.
+
+        Raises AuroraError when the images are not of the configured size."""
+        if image.shape[-2:] != (self.image_size, self.image_size):
+            raise AuroraError(
+                f"The vision transformer is set up for {self.image_size} x {self.image_size} pixels and got images of "
+                f"{image.shape[-1]} x {image.shape[-2]}. Set backbone.vision.image_size to the size the data has."
+            )
+        tokens = self._pos_embed(self.patch_embed(image))  # (B, N + 1, D)
+        recompute = self.grad_checkpointing and self.training and torch.is_grad_enabled()
+        for block in self.blocks:
+            tokens = checkpoint(block, tokens, use_reentrant=False) if recompute else block(tokens)
+        return self.norm(tokens)
+
+    def sites(self, prefix: str) -> list[Site]:
+        """Adaptable linears of every block, in the order in which they compute."""
+        return [
+            Site(
+                f"{prefix}.blocks.{i}.{path}",
+                f"{prefix}.blocks.{i}.{path}",
+                outputs,
+                inputs,
+                "vision",
+                i,
+                role,
+            )
+            for i in range(len(self.blocks))
+            for path, outputs, inputs, role in (
+                ("attn.qkv", 3, 1, "attention"),
+                ("attn.proj", 1, 1, "attention"),
+                ("mlp.fc1", 4, 1, "mlp"),
+                ("mlp.fc2", 1, 4, "mlp"),
+            )
+        ]

@@ -1,0 +1,221 @@
+"""RunConfig: the one typed description of a run. Unknown keys and wrong values are errors.
+
+The models only describe. recipe.py reads YAML recipes and dotted overrides into them; contradictions.py holds what
+single fields cannot say. A field without `description` means what its name says.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+
+
+class _Section(BaseModel):
+    """A group of settings. Unknown keys are errors; values are checked on assignment too."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+
+class VisionConfig(_Section):
+    """Vision transformer: sizes under their usual names. ViT-B/16 by default, 384 px as in BLIP retrieval."""
+
+    image_size: PositiveInt = 384
+    patch_size: PositiveInt = 16
+    width: PositiveInt = 768
+    depth: PositiveInt = 12
+    heads: PositiveInt = 12
+    mlp_ratio: PositiveFloat = 4.0
+    drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth of the last block, linear from 0")
+
+
+class TextConfig(_Section):
+    """Text transformer (post-norm BERT with cross-attention). Default: bert-base with BLIP's two extra tokens."""
+
+    vocab_size: PositiveInt = 30524
+    width: PositiveInt = 768
+    depth: PositiveInt = 12
+    heads: PositiveInt = 12
+    intermediate: PositiveInt = 3072
+    max_positions: PositiveInt = 512
+    dropout: float = Field(0.1, ge=0, lt=1, description="after embeddings, attention output and feed-forward")
+    attention_dropout: float = Field(0.1, ge=0, lt=1)
+    pad_id: int = 0
+    cls_id: int = 101
+    sep_id: int = 102
+    bos_id: int = 30522
+    enc_id: int = 30523
+
+
+class BackboneConfig(_Section):
+    """Which frozen model, and the file it comes from."""
+
+    name: Literal["blip"] = "blip"
+    checkpoint: str | None = Field(
+        None,
+        description="published .pth, .safetensors, transformers-format directory, `builtin:world`; null: random",
+    )
+    tokenizer: str | None = Field(
+        None,
+        description="vocab.txt or a directory that holds one; null: beside the checkpoint, else built in",
+    )
+    vision: VisionConfig = VisionConfig()
+    text: TextConfig = TextConfig()
+    embed_dim: PositiveInt = 256
+    momentum_weights: Literal["read", "ignore"] = Field(
+        "ignore", description="`*_m` tensors of the checkpoint"
+    )
+    queue_weights: Literal["read", "ignore"] = Field(
+        "ignore", description="image_queue, text_queue and their pointers"
+    )
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    activation_checkpointing: bool = Field(
+        False, description="recompute every block in backward (non-reentrant)"
+    )
+
+
+class PromptConfig(_Section):
+    """Aurora prompts. `preset` sets every field that is left null; see docs of prompts.presets."""
+
+    preset: Literal["aurora", "released"] = "aurora"
+    form: Literal["tucker", "cp"] | None = None
+    rank: PositiveInt = 32
+    scale: float = 1.0
+    dropout: float = Field(0.1, ge=0, lt=1)
+    dropout_position: Literal["released", "shared"] | None = None
+    mlp_layout: Literal["interleaved", "block"] | None = Field(
+        None, description="how MLP mode columns map to blocks; interleaved: as released"
+    )
+    sites: list[str] = Field(default_factory=lambda: ["*"], description="glob patterns over site names")
+    query_transform: bool = True
+    context: Literal["off", "consistent", "released"] | None = None
+    context_scale: float = 0.1
+    train_heads: list[str] | None = Field(
+        None, description="which of vision_proj, text_proj, itm_head are trained"
+    )
+    momentum_factors: Literal["shared", "ema"] | None = Field(
+        None, description="whether U, V, core have a momentum copy"
+    )
+
+
+class RetrievalConfig(_Section):
+    """Image-text retrieval: contrastive loss, matching loss with hard negatives, evaluation in two stages."""
+
+    queue_size: int = Field(57600, ge=0)
+    alpha: float = Field(
+        0.4, ge=0, le=1, description="weight of the momentum model's soft targets after the ramp"
+    )
+    alpha_ramp_epochs: float = Field(1.0, ge=0)
+    momentum: float = Field(0.995, ge=0, le=1)
+    momentum_model: Literal["slot", "twin"] = "slot"
+    momentum_dropout: bool | None = Field(None, description="dropout in the momentum pass (released: true)")
+    temperature: PositiveFloat | None = Field(None, description="null: the checkpoint's own")
+    train_temperature: bool = False
+    contrast: Literal["global", "local"] | None = Field(
+        None, description="keys from all ranks' batches, or the rank's own (released)"
+    )
+    negatives: Literal["all_ranks", "local"] = "all_ranks"
+    negative_sampling: Literal["keyed", "torch", "argmax"] | None = Field(
+        None, description="keyed: by (seed, step, sample); argmax: for tests"
+    )
+    frame_weights: Literal["off", "released"] = Field(
+        "off", description="frame-aware attention for clips in training"
+    )
+    k_test: PositiveInt = 256
+    beta: float = Field(0.0, description="weight of the contrastive similarity in the re-ranking score")
+    pairs_per_batch: PositiveInt = Field(
+        256, description="how many (image, text) pairs are scored at once in re-ranking"
+    )
+    image_cache_mb: int = Field(
+        2048, ge=0, description="memory per rank for image tokens kept between the two stages"
+    )
+    max_words: PositiveInt = 30
+    max_tokens: PositiveInt = 35
+
+
+class DataConfig(_Section):
+    """Where shards are and how they are read."""
+
+    shards: str | None = None
+    train_split: str = "train"
+    eval_split: str = "test"
+    lanes: PositiveInt = 64
+    workers: int = Field(2, ge=0)
+    prefetch: PositiveInt = 2
+    augment: Literal["train", "none"] = Field(
+        "train", description="train: crop, flip, RandAugment as published; none: test transform"
+    )
+    crop_scale: tuple[float, float] = (0.5, 1.0)
+    horizontal_flip: bool = True
+    randaugment: bool = True
+    max_pixels: PositiveInt = Field(
+        100_000_000, description="images with more pixels are refused before decoding"
+    )
+    bad_samples: Literal["error", "skip"] = "error"
+
+
+class TrainConfig(_Section):
+    """The optimisation. `global_batch_size`: samples of one optimizer step, over all ranks and accumulation steps."""
+
+    method: Literal["aurora", "heads", "full"] = "aurora"
+    epochs: PositiveInt = 6
+    max_steps: PositiveInt | None = Field(
+        None, description="stop after this many optimizer steps, whatever the epochs say"
+    )
+    global_batch_size: PositiveInt = 128
+    accumulation: PositiveInt = 1
+    lr: PositiveFloat = 1e-5
+    min_lr: float = Field(0.0, ge=0)
+    schedule: Literal["cosine", "cosine_epoch", "constant"] = Field(
+        "cosine", description="cosine_epoch: constant within an epoch, as published"
+    )
+    warmup_steps: int = Field(0, ge=0)
+    warmup_lr: float = Field(0.0, ge=0, description="learning rate of step 0 when warmup_steps > 0")
+    weight_decay: float = Field(0.05, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+    clip_norm: float = Field(0.0, ge=0, description="0: no clipping")
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    zero_stage: Literal[0, 1, 2, 3] = Field(0, description="used when no --deepspeed-config is given")
+    save_every: int = Field(
+        0, ge=0, description="optimizer steps between checkpoints; 0: at the end of each epoch"
+    )
+    save_queue: bool = True
+    keep_last: PositiveInt = 2
+    evaluate_every: int = Field(
+        0, ge=0, description="epochs between evaluations on data.eval_split; 0: only at the end"
+    )
+    moved_after: PositiveInt = Field(
+        20, description="steps after which every trainable must have changed, or the run stops"
+    )
+
+
+class EvalConfig(_Section):
+    """Evaluation batches."""
+
+    image_batch_size: PositiveInt = 32
+    text_batch_size: PositiveInt = 256
+    limit: PositiveInt | None = Field(None, description="evaluate on the first N media only")
+
+
+class MonitorConfig(_Section):
+    """TensorBoard and progress."""
+
+    tensorboard: bool = True
+    log_every: PositiveInt = 10
+    gallery_queries: int = Field(8, ge=0, description="queries in the top-5 picture grid; 0: none")
+
+
+class RunConfig(_Section):
+    """Everything that decides a run's result."""
+
+    task: Literal["retrieval"] = "retrieval"
+    description: str = ""
+    seed: int = 42
+    backbone: BackboneConfig = BackboneConfig()
+    prompts: PromptConfig = PromptConfig()
+    retrieval: RetrievalConfig = RetrievalConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvalConfig = EvalConfig()
+    monitor: MonitorConfig = MonitorConfig()

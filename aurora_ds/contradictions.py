@@ -1,0 +1,67 @@
+"""Settings that are each allowed but not together: one rule, one sentence for when it does not hold."""
+
+from __future__ import annotations
+
+from aurora_ds.config import BackboneConfig, RunConfig
+
+HEADS = ("vision_proj", "text_proj", "itm_head")
+
+
+def contradictions(config: RunConfig) -> list[str]:
+    """What does not fit together, each with the keys and their values; empty when all is well."""
+    rules = [*_backbone_rules(config.backbone), *_run_rules(config)]
+    return [sentence for holds, sentence in rules if not holds]
+
+
+def _backbone_rules(backbone: BackboneConfig) -> list[tuple[bool, str]]:
+    vision, text = backbone.vision, backbone.text
+    largest_id = max(text.pad_id, text.cls_id, text.sep_id, text.bos_id, text.enc_id)
+    least_id = min(text.pad_id, text.cls_id, text.sep_id, text.bos_id, text.enc_id)
+    return [
+        _multiple("backbone.vision.width", vision.width, "backbone.vision.heads", vision.heads),
+        _multiple(
+            "backbone.vision.image_size", vision.image_size, "backbone.vision.patch_size", vision.patch_size
+        ),
+        _multiple("backbone.text.width", text.width, "backbone.text.heads", text.heads),
+        (
+            0 <= least_id and largest_id < text.vocab_size,
+            f"special ids of backbone.text ({least_id} to {largest_id}) must lie in its vocab_size ({text.vocab_size})",
+        ),
+    ]
+
+
+def _run_rules(config: RunConfig) -> list[tuple[bool, str]]:
+    prompts, retrieval, train = config.prompts, config.retrieval, config.train
+    positions = config.backbone.text.max_positions
+    unknown_heads = [head for head in prompts.train_heads or [] if head not in HEADS]
+    least, most = config.data.crop_scale
+    return [
+        _multiple(
+            "train.global_batch_size", train.global_batch_size, "train.accumulation", train.accumulation
+        ),
+        (train.min_lr <= train.lr, f"train.min_lr ({train.min_lr}) must not exceed train.lr ({train.lr})"),
+        (
+            all(0 <= beta < 1 for beta in train.betas),
+            f"train.betas {train.betas} must each be at least 0 and below 1",
+        ),
+        (
+            bool(prompts.sites),
+            "prompts.sites is empty, so nothing would be adapted: give patterns such as ['*'] or ['visual_encoder.*']",
+        ),
+        (
+            not unknown_heads,
+            f"prompts.train_heads names {', '.join(unknown_heads)}, but the heads are {', '.join(HEADS)}",
+        ),
+        (
+            2 <= retrieval.max_tokens <= positions,
+            f"retrieval.max_tokens ({retrieval.max_tokens}) must be 2 to backbone.text.max_positions ({positions})",
+        ),
+        (
+            0 < least <= most <= 1,
+            f"data.crop_scale ({least}, {most}) must be two shares of an image's area, 0 < smaller <= larger <= 1",
+        ),
+    ]
+
+
+def _multiple(name: str, value: int, of_name: str, of: int) -> tuple[bool, str]:
+    return value % of == 0, f"{name} ({value}) must be a multiple of {of_name} ({of})"

@@ -1,0 +1,87 @@
+"""Image transforms of BLIP (arXiv 2201.12086, released code): RGB image -> float32 (3, size, size).
+
+Training: random crop of crop_scale of the area, bicubic to size, flip, RandAugment(2, 5). Test: bicubic to (size,
+size), aspect not kept. Then /255, minus mean, over deviation.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from aurora_ds.data.decode import open_image as open_image
+from aurora_ds.data.randaugment import rand_augment
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+DEVIATION = (0.26862954, 0.26130258, 0.27577711)
+ASPECT = (3 / 4, 4 / 3)  # of random crops
+RANDAUGMENT_OPERATIONS = 2
+RANDAUGMENT_LEVEL = 5
+
+
+def test_transform(image: Image.Image, size: int) -> Tensor:
+    """RGB image -> float32 (3, size, size), normalised. Bicubic, aspect not kept."""
+    return to_tensor(np.asarray(image.resize((size, size), Image.Resampling.BICUBIC)))
+
+
+test_transform.__test__ = False  # its name is the published one; it is no test
+
+
+def train_transform(
+    image: Image.Image,
+    size: int,
+    random: np.random.Generator,
+    crop_scale: tuple[float, float] = (0.5, 1.0),
+    horizontal_flip: bool = True,
+    randaugment: bool = True,
+) -> Tensor:
+    """RGB image -> float32 (3, size, size), augmented with draws from `random` only, normalised."""
+    left, top, width, height = random_crop(image.width, image.height, crop_scale, random)
+    # Crop, then resize: with resize(box=…) Pillow's filter would also see pixels outside the crop.
+    image = image.crop((left, top, left + width, top + height)).resize((size, size), Image.Resampling.BICUBIC)
+    if horizontal_flip and random.random() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    pixels = np.asarray(image)
+    if randaugment:
+        pixels = rand_augment(pixels, RANDAUGMENT_OPERATIONS, RANDAUGMENT_LEVEL, random)
+    return to_tensor(pixels)
+
+
+def random_crop(
+    width: int, height: int, scale: tuple[float, float], random: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """(left, top, width, height) of a crop: share of the area uniform in `scale`, aspect log-uniform in 3/4 … 4/3.
+
+    Ten draws, then the largest central crop of an allowed aspect; the rule of torchvision's RandomResizedCrop.
+    """
+    for _ in range(10):
+        area = width * height * random.uniform(*scale)
+        aspect = math.exp(random.uniform(math.log(ASPECT[0]), math.log(ASPECT[1])))
+        crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            left = int(random.integers(0, width - crop_width + 1))
+            top = int(random.integers(0, height - crop_height + 1))
+            return left, top, crop_width, crop_height
+    aspect = min(max(width / height, ASPECT[0]), ASPECT[1])
+    crop_width, crop_height = min(width, round(height * aspect)), min(height, round(width / aspect))
+    return (width - crop_width) // 2, (height - crop_height) // 2, crop_width, crop_height
+
+
+def to_tensor(pixels: np.ndarray) -> Tensor:
+    """uint8 (H, W, 3) -> float32 (3, H, W): /255, minus mean, over deviation."""
+    planes = np.ascontiguousarray(pixels.transpose(2, 0, 1)).astype(np.float32)
+    planes /= np.float32(255)
+    planes -= np.asarray(MEAN, dtype=np.float32)[:, None, None]
+    planes /= np.asarray(DEVIATION, dtype=np.float32)[:, None, None]
+    return torch.from_numpy(planes)
+
+
+def to_pixels(image: Tensor) -> np.ndarray:
+    """Inverse of to_tensor, for pictures of batches: float32 (3, H, W) -> uint8 (H, W, 3)."""
+    planes = image.detach().float().cpu().numpy()
+    planes = planes * np.asarray(DEVIATION)[:, None, None] + np.asarray(MEAN)[:, None, None]
+    return np.clip(np.rint(planes * 255), 0, 255).astype(np.uint8).transpose(1, 2, 0)

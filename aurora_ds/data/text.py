@@ -1,0 +1,28 @@
+"""Text rules of BLIP (arXiv 2201.12086, released code): captions and questions before tokenisation."""
+
+from __future__ import annotations
+
+import re
+
+_PUNCTUATION = re.compile(r"[.!\"()*#:;~]")
+_SPACE_RUN = re.compile(r"\s{2,}")
+
+
+def pre_caption(caption: str, max_words: int = 50) -> str:
+    """Lower case, `.!"()*#:;~` to spaces, runs of white space to one space, trimmed, at most `max_words` words.
+
+    As published, a single tab or newline inside stays, and words are what stands between single spaces.
+    """
+    text = _PUNCTUATION.sub(" ", caption.lower())
+    text = _SPACE_RUN.sub(" ", text).rstrip("\n").strip(" ")
+    return _first_words(text, max_words)
+
+
+def pre_question(question: str, max_words: int = 50) -> str:
+    """Lower case, `.!"()*#:;~` removed, spaces at the end removed, at most `max_words` words. Inner spaces stay."""
+    return _first_words(_PUNCTUATION.sub("", question.lower()).rstrip(" "), max_words)
+
+
+def _first_words(text: str, max_words: int) -> str:
+    words = text.split(" ")
+    return " ".join(words[:max_words]) if len(words) > max_words else text

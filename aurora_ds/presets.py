@@ -1,0 +1,66 @@
+"""What the two presets stand for: every setting that a recipe leaves null is filled in here, in one place.
+
+`released` is the public Aurora code as it runs (parity with its numbers, its quirks included); `aurora` is
+the same method without the quirks: the text projection trains too, matching sees no label leak, and nothing
+depends on the number of ranks.
+"""
+
+from __future__ import annotations
+
+from aurora_ds.config import PromptConfig, RetrievalConfig, RunConfig
+from aurora_ds.errors import AuroraError
+
+PROMPT_PRESETS = {
+    "aurora": {
+        "form": "tucker",
+        "dropout_position": "shared",
+        "mlp_layout": "block",
+        "context": "consistent",
+        "train_heads": ["vision_proj", "text_proj", "itm_head"],
+        "momentum_factors": "ema",
+    },
+    "released": {
+        "form": "tucker",
+        "dropout_position": "released",
+        "mlp_layout": "interleaved",
+        "context": "released",
+        "train_heads": ["vision_proj", "itm_head"],
+        "momentum_factors": "shared",
+    },
+}
+
+RETRIEVAL_PRESETS = {
+    "aurora": {"momentum_dropout": False, "contrast": "global", "negative_sampling": "keyed"},
+    "released": {"momentum_dropout": True, "contrast": "local", "negative_sampling": "torch"},
+}
+
+
+def with_preset(config: RunConfig) -> RunConfig:
+    """A copy of `config` whose null settings are filled from `config.prompts.preset`.
+
+    Raises:
+        AuroraError: a combination that has no meaning (interleaved MLP columns in the CP form).
+    """
+    config = config.model_copy(deep=True)
+    config.prompts = with_prompt_preset(config.prompts)
+    _fill(config.retrieval, RETRIEVAL_PRESETS[config.prompts.preset])
+    return config
+
+
+def with_prompt_preset(prompts: PromptConfig) -> PromptConfig:
+    """A copy of the prompts' settings alone, its null ones filled; raises as `with_preset` does."""
+    prompts = prompts.model_copy(deep=True)
+    _fill(prompts, PROMPT_PRESETS[prompts.preset])
+    if prompts.form == "cp" and prompts.mlp_layout == "interleaved":
+        raise AuroraError(
+            "prompts.mlp_layout=interleaved mixes the four mode columns of an MLP inside the core, "
+            "which the cp form does not "
+            "have. Set prompts.mlp_layout=block, or prompts.form=tucker."
+        )
+    return prompts
+
+
+def _fill(section: PromptConfig | RetrievalConfig, defaults: dict[str, object]) -> None:
+    for field, value in defaults.items():
+        if getattr(section, field) is None:
+            setattr(section, field, list(value) if isinstance(value, list) else value)

@@ -1,0 +1,86 @@
+"""The modules that stand in for a backbone's linears: frozen weight, plus what the active adapter adds.
+
+`PromptedLinear` adds the low-rank update of its site; `PromptedHead` replaces a small head by the adapter's
+own copy. Both keep the parameter names of the `nn.Linear` they replace, and are that linear while no
+adapter is active.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from aurora_ds.kernels import prompted_linear
+
+if TYPE_CHECKING:
+    from aurora_ds.prompts.attach import Prompts
+
+
+class PromptedLinear(nn.Module):
+    """y = x Wᵀ + b + s · update(x); W and b are the replaced linear's own parameters.
+
+    Dropout (training only): `shared` drops x Uᵀ with one mask for all output blocks; `released` does what
+    the published code does: in vision after the core and before V, in text directly after U with one mask
+    per projection.
+    """
+
+    def __init__(self, linear: nn.Linear, prompts: Prompts, index: int) -> None:
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self._prompts = (prompts,)  # in a tuple: the site belongs to the backbone, the prompts do not
+        self.index = index
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, site={self.index}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (…, in_features) -> (…, out_features)."""
+        prompts = self._prompts[0]
+        values = prompts.values
+        if values is None or prompts.merged is not None:
+            return F.linear(x, self.weight, self.bias)
+        site, config = prompts.sites[self.index], prompts.config
+        down, mix = values.down[site.width_in], values.mix[self.index]
+        if not (self.training and config.dropout):
+            return prompted_linear(x, self.weight, self.bias, down, mix, None, site.inputs, config.scale)
+        if config.dropout_position == "shared":
+            mask = F.dropout(x.new_ones(*x.shape[:-1], site.inputs * config.rank), config.dropout)
+            return prompted_linear(x, self.weight, self.bias, down, mix, mask, site.inputs, config.scale)
+        return F.linear(x, self.weight, self.bias) + config.scale * self._released_dropout(
+            x, values, site, config.dropout
+        )
+
+    def _released_dropout(self, x: Tensor, values, site, dropout: float) -> Tensor:
+        """The update with dropout where the published code has it; one term per block."""
+        down, up, inner = values.down[site.width_in], values.up[site.width_out], values.inner[self.index]
+        z = F.linear(x.unflatten(-1, (site.inputs, site.width_in)), down)  # (…, inputs, R)
+        if site.modality != "vision":
+            z = F.dropout(z.expand(*z.shape[:-2], site.columns, z.shape[-1]).contiguous(), dropout)
+        mixed = torch.einsum("...jr,jrs->...js", z.expand(*z.shape[:-2], site.columns, z.shape[-1]), inner)
+        if site.inputs > 1:
+            mixed = mixed.sum(-2, keepdim=True)
+        if site.modality == "vision":
+            mixed = F.dropout(mixed, dropout)
+        return F.linear(mixed, up).flatten(-2)
+
+
+class PromptedHead(nn.Module):
+    """A head whose trained copy lives in the adapter; without an active adapter it is the backbone's own."""
+
+    def __init__(self, linear: nn.Linear, prompts: Prompts, name: str) -> None:
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+        self._prompts = (prompts,)
+        self.name = name
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (…, in) -> (…, out)."""
+        prompts = self._prompts[0]
+        if prompts.values is None or prompts.merged is not None:
+            return F.linear(x, self.weight, self.bias)
+        weight, bias = prompts.values.heads[self.name]
+        return F.linear(x, weight, bias)

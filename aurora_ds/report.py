@@ -1,0 +1,38 @@
+"""The attach report: what will be trained, for a person to check before a long run."""
+
+from __future__ import annotations
+
+from aurora_ds.assemble import Assembled
+
+
+def attach_report(assembled: Assembled, steps_per_epoch: int) -> str:
+    """Sites, shapes, counts and share, as plain lines (launchers prefix them)."""
+    config, task = assembled.config, assembled.task
+    lines = [
+        f"backbone   {assembled.backbone['name']}  sha256 {assembled.backbone['sha256'][:12]}",
+        f"steps      {steps_per_epoch} per epoch, {config.train.epochs} epochs, global batch "
+        f"{config.train.global_batch_size}",
+    ]
+    if task.prompts is None:
+        count = sum(p.numel() for p in task.parameters() if p.requires_grad)
+        return "\n".join(
+            [*lines, f"method     {config.train.method}: {count:,} numbers trained, the whole backbone"]
+        )
+    report = task.prompts.report()
+    extra = 1 if task.temp is not None else 0
+    sites = (
+        ", ".join(f"{count} {group.replace('_', ' ')}" for group, count in report["sites"].items()) or "none"
+    )
+    lines += [
+        f"method     {config.train.method}, preset {report['preset']}, {report['form']} rank {report['rank']}",
+        f"sites      {sites}; query transformation in {report['query_transform_layers']} layers",
+    ]
+    lines += [
+        f"  {name:<22} {'x'.join(map(str, shape)):>14} {count:>10,}"
+        for name, (shape, count) in report["tensors"].items()
+    ]
+    trained = report["trainable"] + extra
+    lines.append(
+        f"trained    {trained:,} of {report['backbone']:,} numbers, {100 * trained / report['backbone']:.4f} %"
+    )
+    return "\n".join(lines)

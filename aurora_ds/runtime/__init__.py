@@ -1,0 +1,1 @@
+"""What runs a task: process groups, the DeepSpeed engine, checkpoints, schedules, guards, monitoring."""

@@ -1,0 +1,349 @@
+"""Checkpoints of a run: small, whole, the same for every ZeRO stage and number of ranks, complete or not there.
+
+`OUTPUT/checkpoints/step-00001234/` holds adapter_config.json, adapter_model.safetensors, optimizer.safetensors
+(fp32 masters and moments), state.json and, when given, task_buffers.safetensors. Rank 0 writes them into a
+temporary folder, syncs, re-opens and compares them, renames the folder, and replaces the text file `latest`; all
+ranks then go on or stop together. state.json is written last and lists size and sha256 of the others: a folder
+without it is not a checkpoint.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as tensors_from_bytes
+from safetensors.torch import save as tensors_to_bytes
+from torch import Tensor
+
+from aurora_ds.errors import AuroraError
+from aurora_ds.runtime import process_group
+from aurora_ds.runtime.engine import Engine
+
+FOLDER = "checkpoints"
+LATEST = "latest"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_MODEL = "adapter_model.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+TASK_BUFFERS = "task_buffers.safetensors"
+STATE = "state.json"
+SCHEMA = 1
+_STEP_FOLDER = re.compile(r"step-(\d{8,})")
+_TEMPORARY, _REPLACED = ".writing-", ".replaced-"
+
+AdapterFiles = Callable[[dict[str, Tensor]], tuple[dict[str, Tensor], dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a checkpoint holds beside the engine's values: the caller's `state` and the task's buffers."""
+
+    path: Path
+    step: int
+    state: dict[str, Any]
+    task_buffers: dict[str, Tensor]
+
+
+def save(
+    output: str | Path,
+    step: int,
+    engine: Engine,
+    adapter_files: AdapterFiles,
+    state: dict[str, Any],
+    task_buffers: dict[str, Tensor] | None = None,
+    keep_last: int = 2,
+) -> Path:
+    """Write `OUTPUT/checkpoints/step-NNNNNNNN` and return it. Collective; rank 0 writes.
+
+    `adapter_files` maps the whole fp32 trainables (name -> CPU tensor) to the adapter's tensors and JSON config;
+    rank 0 calls it. `state` must be JSON; `task_buffers` are whole tensors (queues, momentum slots). Older
+    checkpoints beyond `keep_last` are removed once the new one is safe. Raises AuroraError on every rank when
+    writing fails (disk full, unreadable afterwards, values not finite); earlier checkpoints are then untouched.
+    """
+    values = engine.trainable_values()
+    optimizer = engine.optimizer_state()
+    path = Path(output) / FOLDER / f"step-{step:08d}"
+
+    def write() -> None:
+        tensors, adapter_config = adapter_files(values)
+        files = {ADAPTER_MODEL: tensors, OPTIMIZER: optimizer}
+        if task_buffers:
+            files[TASK_BUFFERS] = task_buffers
+        _write_folder(path, files, adapter_config, {"step": step, "state": state})
+        _prune(path.parent, keep_last)
+
+    process_group.first_rank(write)
+    return path
+
+
+def load(path: str | Path, engine: Engine) -> Loaded:
+    """Put a checkpoint's masters, moments and step into `engine`; hand back the caller's state. Collective.
+
+    Rank 0 reads, so only its machine needs the files. Raises AuroraError on every rank when the checkpoint is
+    damaged or belongs to a task with other trainables.
+    """
+    record, optimizer, buffers = None, None, None
+
+    def read() -> dict[str, Any]:
+        nonlocal optimizer, buffers
+        found = verify(path)
+        optimizer = _read_tensors(Path(path) / OPTIMIZER)
+        buffers = _read_tensors(Path(path) / TASK_BUFFERS) if TASK_BUFFERS in found["files"] else {}
+        return found
+
+    record = process_group.first_rank(read)
+    optimizer = process_group.broadcast_tensors(optimizer)
+    buffers = process_group.broadcast_tensors(buffers)
+    engine.load_optimizer_state(optimizer)
+    return Loaded(Path(path), int(record["step"]), record["state"], buffers)
+
+
+def find(output: str | Path, mode: str = "auto") -> Path | None:
+    """The checkpoint to resume from, the same on every rank. Collective.
+
+    `mode`: `never` gives None; `auto` the newest complete checkpoint of `output` or None; `required` the same, or
+    an AuroraError when there is none; anything else is the path of a checkpoint or of another run's output folder.
+    Damaged checkpoints are passed over with a warning, unless they were named by path: then the AuroraError says
+    what is wrong.
+    """
+    if mode == "never":
+        return None
+    found = process_group.first_rank(_find, Path(output), mode)
+    return None if found is None else Path(found)
+
+
+def complete(output: str | Path) -> list[Path]:
+    """The complete checkpoints of an output folder, oldest first. Damaged ones are passed over with a warning."""
+    good = []
+    for path in _step_folders(Path(output) / FOLDER):
+        try:
+            verify(path)
+            good.append(path)
+        except AuroraError as error:
+            warnings.warn(f"Passing over a checkpoint. {error}", stacklevel=2)
+    return good
+
+
+def verify(path: str | Path) -> dict[str, Any]:
+    """Re-open every file of a checkpoint and compare it with state.json, which is returned.
+
+    Raises AuroraError naming the file and what is wrong with it: missing, cut short, altered, or values not finite.
+    """
+    path = Path(path)
+    try:
+        record = json.loads((path / STATE).read_text(encoding="utf-8"))
+        if record["schema"] != SCHEMA:
+            raise AuroraError(
+                f"The checkpoint {path} has schema {record['schema']}; this version reads schema {SCHEMA}. Use the "
+                f"version of aurora_ds that wrote it ({record.get('versions', {}).get('aurora_ds', 'unknown')})."
+            )
+        expected = record["files"]
+    except FileNotFoundError as error:
+        raise AuroraError(
+            f"{path} is not a complete checkpoint: it has no {STATE}. Give a folder named step-NNNNNNNN that a run "
+            "has finished writing, or an output folder."
+        ) from error
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise AuroraError(f"The checkpoint {path} is damaged: {STATE} cannot be read ({error!r}).") from error
+    for name, facts in expected.items():
+        try:
+            content = (path / name).read_bytes()
+        except OSError as error:
+            raise AuroraError(
+                f"The checkpoint {path} is damaged: {name} cannot be read ({error.strerror})."
+            ) from error
+        if len(content) != facts["bytes"]:
+            raise AuroraError(
+                f"The checkpoint {path} is damaged: {name} has {len(content)} bytes, {facts['bytes']} were written."
+            )
+        if hashlib.sha256(content).hexdigest() != facts["sha256"]:
+            raise AuroraError(
+                f"The checkpoint {path} is damaged: the content of {name} has changed since it was written."
+            )
+    return record
+
+
+def _find(output: Path, mode: str) -> str | None:
+    if mode not in ("auto", "required"):
+        given = Path(mode)
+        if (given / FOLDER).is_dir():
+            output, mode = given, "required"
+        else:
+            if not given.is_dir():
+                raise AuroraError(
+                    f"There is no checkpoint folder {given} to resume from. Give a step-NNNNNNNN folder, an output "
+                    "folder, or one of auto, required, never."
+                )
+            verify(given)
+            return str(given)
+    good = complete(output)
+    if good:
+        return str(good[-1])
+    if mode == "required":
+        raise AuroraError(
+            f"There is no complete checkpoint under {output / FOLDER}, and resuming was required. Check the output "
+            "folder, or use --resume auto to start from the beginning."
+        )
+    return None
+
+
+def _step_folders(folder: Path) -> list[Path]:
+    """Step folders by step. A folder that was set aside when the writer died before the new one was in place
+    comes back.
+    """
+    if not folder.is_dir():
+        return []
+    for aside in folder.glob(f"{_REPLACED}step-*"):
+        original = folder / aside.name.removeprefix(_REPLACED)
+        if not original.exists():
+            os.replace(aside, original)
+    steps = [
+        (int(match[1]), path) for path in folder.iterdir() if (match := _STEP_FOLDER.fullmatch(path.name))
+    ]
+    return [path for _, path in sorted(steps)]
+
+
+def _write_folder(
+    path: Path, files: dict[str, dict[str, Tensor]], adapter_config: dict[str, Any], record: dict[str, Any]
+) -> None:
+    temporary = path.parent / f"{_TEMPORARY}{path.name}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left_over in path.parent.glob(f"{_TEMPORARY}*"):
+            shutil.rmtree(left_over, ignore_errors=True)
+        temporary.mkdir()
+        contents = {ADAPTER_CONFIG: json.dumps(adapter_config, indent=1, sort_keys=True).encode()}
+        for name, tensors in files.items():
+            contents[name] = _to_bytes(tensors, name)
+        facts = {}
+        for name, content in contents.items():
+            write_synced(temporary / name, content)
+            facts[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        record = {"schema": SCHEMA, **record, "files": facts, "versions": _versions()}
+        write_synced(temporary / STATE, json.dumps(record, indent=1).encode())
+        verify(temporary)
+        for name, tensors in files.items():
+            _compare(temporary / name, tensors)
+        _sync_folder(temporary)
+        _put_in_place(temporary, path)
+        _replace_text(path.parent / LATEST, path.name)
+    except OSError as error:
+        raise _explained(error, path) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _put_in_place(temporary: Path, path: Path) -> None:
+    """Rename into place; an older folder of the same step is set aside first, and only then removed."""
+    aside = path.parent / f"{_REPLACED}{path.name}"
+    if path.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(path, aside)
+    os.replace(temporary, path)
+    _sync_folder(path.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _prune(folder: Path, keep_last: int) -> None:
+    """Remove all but the `keep_last` checkpoints of the highest steps, never the one that `latest` names."""
+    latest = (folder / LATEST).read_text(encoding="utf-8").strip()
+    for path in _step_folders(folder)[:-keep_last]:
+        if path.name != latest:
+            # renamed first: a kill in the middle leaves something temporary, not a checkpoint with files missing
+            going = folder / f"{_TEMPORARY}{path.name}"
+            shutil.rmtree(going, ignore_errors=True)
+            os.replace(path, going)
+            shutil.rmtree(going, ignore_errors=True)
+
+
+def _to_bytes(tensors: dict[str, Tensor], name: str) -> bytes:
+    whole = {key: value.detach().to("cpu").contiguous() for key, value in tensors.items()}
+    for key, value in whole.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise AuroraError(
+                f"{key} in {name} holds values that are not finite, so no checkpoint was written; the last good "
+                "one is kept. Lower train.lr, set train.clip_norm, or resume from the last good checkpoint with "
+                "another precision."
+            )
+    # Tensors that share memory would be refused or stored twice; each is its own here.
+    return tensors_to_bytes({key: value.clone() for key, value in whole.items()})
+
+
+def _compare(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Read a file back as a resumed run would, and require the very tensors that were to be saved."""
+    stored = _read_tensors(path)
+    for name in stored.keys() | tensors.keys():
+        if name not in stored or name not in tensors:
+            raise AuroraError(
+                f"The check after saving failed: {name} is in only one of memory and {path.name}."
+            )
+        saved, wanted = stored[name], tensors[name].detach().to("cpu")
+        if saved.shape != wanted.shape or not torch.equal(saved, wanted):
+            raise AuroraError(f"The check after saving failed: {name} in {path.name} is not what was saved.")
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return tensors_from_bytes(path.read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise AuroraError(f"{path} cannot be read as safetensors: {error}.") from error
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Write a file and wait until the disk has it."""
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _replace_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f"{_TEMPORARY}{path.name}")
+    write_synced(temporary, f"{text}\n".encode())
+    os.replace(temporary, path)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _explained(error: OSError, path: Path) -> AuroraError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return AuroraError(
+            f"The disk is full: the checkpoint {path} could not be written ({error.strerror}). Earlier checkpoints "
+            "are kept. Make room, or set train.keep_last lower or train.save_queue false, then run again with "
+            "--resume auto."
+        )
+    return AuroraError(
+        f"The checkpoint {path} could not be written: {error.strerror or error}. Earlier checkpoints are kept. "
+        "Check that the output folder can be written to, then run again with --resume auto."
+    )
+
+
+def _versions() -> dict[str, str]:
+    packages = ("aurora_ds", "torch", "deepspeed", "safetensors", "transformers", "timm")
+    found = {"python": platform.python_version()}
+    for name in packages:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed as a package"
+    return found

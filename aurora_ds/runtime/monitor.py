@@ -1,0 +1,169 @@
+"""TensorBoard, written by rank 0: figures over steps and over samples, the configuration, hyperparameters,
+pictures; and the same figures exactly in metrics.jsonl (metrics_log.py).
+
+The event files lie in `OUTPUT/tensorboard/by_step` and `…/by_samples`, two runs of the same tags. They are apart
+because a resumed run hides the events that the killed one wrote after its last checkpoint, and TensorBoard does
+that per folder, counting in that folder's axis. When the files cannot be written (disk full), the run goes on
+without them: whether it can still save its state is for the next checkpoint to say, to all ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from aurora_ds.runtime import process_group
+from aurora_ds.runtime.metrics_log import MetricsLog
+
+FOLDER = "tensorboard"
+
+
+class Monitor:
+    """The run's figures on disk. Every rank makes one; only rank 0 writes, and no TensorBoard files when `enabled`
+    is False.
+    """
+
+    def __init__(
+        self,
+        output: str | Path,
+        enabled: bool = True,
+        resume_step: int | None = None,
+        resume_samples: int | None = None,
+    ) -> None:
+        """`resume_step`, `resume_samples`: the position of the checkpoint resumed from; later events are hidden."""
+        self.folder = Path(output) / FOLDER
+        self._by_step: Any = None
+        self._by_samples: Any = None
+        self._log: MetricsLog | None = None
+
+        def open_files() -> None:
+            self._log = MetricsLog(output, resume_step)
+            if enabled:
+                self._by_step = _writer(self.folder / "by_step", resume_step)
+                self._by_samples = _writer(self.folder / "by_samples", resume_samples)
+
+        if process_group.rank() == 0:
+            self._write(open_files)
+
+    def scalars(
+        self,
+        values: dict[str, float],
+        step: int,
+        samples: int | None = None,
+        reduce: dict[str, str] | None = None,
+    ) -> dict[str, float]:
+        """Write figures at `step`, and at `samples` when given. Returns them as written.
+
+        `reduce` maps names to 'mean', 'sum' or 'max' over ranks (collective then: every rank calls with the same
+        names); other values are rank 0's own. Values that are not finite are written as they are.
+        """
+        reduced = process_group.reduce_numbers(values, reduce or {})
+
+        def write() -> None:
+            if self._log is not None:
+                self._log.write(step, samples, reduced)
+            if self._by_step is not None:
+                for name, value in reduced.items():
+                    self._by_step.add_scalar(name, value, step)
+                    if samples is not None:
+                        self._by_samples.add_scalar(name, value, samples)
+
+        self._write(write)
+        return reduced
+
+    def text(self, tag: str, content: str, step: int = 0) -> None:
+        """A text, shown as a code block (the configuration as YAML)."""
+        if self._by_step is not None:
+            block = "\n".join(f"    {line}" for line in content.splitlines())
+            self._write(lambda: self._by_step.add_text(tag, block, step))
+
+    def image(self, tag: str, picture: np.ndarray, step: int) -> None:
+        """A picture: uint8 array (3, height, width)."""
+        if self._by_step is not None:
+            self._write(lambda: self._by_step.add_image(tag, picture, step))
+
+    def figure(self, tag: str, figure: Any, step: int) -> None:
+        """A matplotlib figure, where matplotlib is installed."""
+        if self._by_step is not None:
+            self._write(lambda: self._by_step.add_figure(tag, figure, step))
+
+    def hyperparameters(self, config: dict[str, Any], metrics: dict[str, float]) -> None:
+        """The run's settings (nested; flattened to dotted names) beside its final metrics, for the HPARAMS page."""
+        if self._by_step is None:
+            return
+        from torch.utils.tensorboard.summary import hparams
+
+        named = {f"hparam/{name}": float(value) for name, value in metrics.items()}
+
+        def write() -> None:
+            for summary in hparams(_flat(config), named):
+                self._by_step.file_writer.add_summary(summary)
+            for name, value in named.items():
+                self._by_step.add_scalar(name, value)
+
+        self._write(write)
+        self.flush()
+
+    def flush(self) -> None:
+        """Put everything written so far on disk."""
+        self._write(lambda: [writer.flush() for writer in (self._by_step, self._by_samples) if writer])
+
+    def close(self) -> None:
+        """Flush and close. Safe to call twice."""
+        self._write(lambda: [file.close() for file in self._files()])
+        self._by_step = self._by_samples = self._log = None
+
+    def _files(self) -> list[Any]:
+        return [file for file in (self._by_step, self._by_samples, self._log) if file is not None]
+
+    def _write(self, work: Callable[[], object]) -> None:
+        """Do `work`; what the disk refuses ends the monitoring, with a warning, and not the run."""
+        try:
+            work()
+        except OSError as error:
+            for file in self._files():
+                with contextlib.suppress(OSError):  # what it still holds cannot be written either
+                    file.close()
+            self._by_step = self._by_samples = self._log = None
+            warnings.warn(
+                f"Figures are no longer written to {self.folder.parent}: {error.strerror or error}. The run goes on; "
+                "it stops at its next checkpoint if that cannot be written either.",
+                stacklevel=2,
+            )
+
+
+def memory_mb() -> float:
+    """Peak memory of this rank in MiB: allocated GPU memory, or the process's resident set on the CPU."""
+    if process_group.device().type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts in KiB, macOS in bytes.
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def _writer(folder: Path, resumed_at: int | None) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    # TensorBoard hides earlier events from `purge_step` on; the step of the checkpoint itself was written and
+    # stays. A run that begins anew in a folder that a killed one left hides all of them.
+    begun = folder.is_dir() and any(folder.iterdir())
+    beginning = 0 if begun else None
+    return SummaryWriter(str(folder), purge_step=beginning if resumed_at is None else resumed_at + 1)
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
+    flat: dict[str, bool | int | float | str] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, (bool, int, float, str)) else str(value)
+    return flat

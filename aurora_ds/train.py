@@ -1,0 +1,411 @@
+"""Training, readable from top to bottom: build the task, wrap it in the engine, resume, loop, checkpoint,
+evaluate.
+
+`aurora-ds train RECIPE [key=value …] --output DIR`, or on many GPUs and hosts the same through the launcher:
+`deepspeed [--hostfile HOSTS] --module aurora_ds.train RECIPE [key=value …] --output DIR`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from aurora_ds import arguments
+from aurora_ds.assemble import Assembled, build_task, copy_vocabulary, save_full
+from aurora_ds.config import RunConfig
+from aurora_ds.data.loader import open_manifest, train_loader, train_plan
+from aurora_ds.errors import AuroraError
+from aurora_ds.evaluate import RESULTS_FILE, evaluate_split, print_results, results_record
+from aurora_ds.gallery import retrieval_gallery
+from aurora_ds.prompts.adapter import describe, save_adapter, with_context
+from aurora_ds.recipe import load_config, to_yaml
+from aurora_ds.report import attach_report
+from aurora_ds.runtime import checkpoint, process_group
+from aurora_ds.runtime.engine import Engine, StepReport, build
+from aurora_ds.runtime.guards import Guards
+from aurora_ds.runtime.monitor import Monitor, memory_mb
+from aurora_ds.runtime.progress import Progress
+from aurora_ds.runtime.run_folder import claim_output, release_output, replace_file, replace_folder
+
+BANK = "prompts.banks.default."
+
+
+def run(
+    config: RunConfig,
+    output: str | Path,
+    resume: str = "auto",
+    deepspeed_config: str | Path | None = None,
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """Train `config` into the folder `output`; every rank calls it. Returns the final results (also in
+    results.json).
+
+    Args:
+        resume: auto, required, never, or a checkpoint. dry_run: check everything that can be wrong, print
+        the report, stop.
+    Raises: AuroraError for wrong input and wrong state; the last good checkpoint is kept.
+    """
+    process_group.start()
+    try:
+        assembled = build_task(config)
+        plan = train_plan(
+            assembled.config,
+            open_manifest(assembled.config),
+            process_group.world_size(),
+            process_group.rank(),
+        )
+        if process_group.rank() == 0:
+            print(attach_report(assembled, plan.steps_per_epoch), flush=True)
+        if dry_run:
+            return {}
+        output = Path(output)
+        claim_output(output, assembled.config.model_dump(mode="json"), resume)
+        try:
+            with process_group.explaining_lost_ranks():
+                process_group.first_rank(replace_file, output / "config.yaml", to_yaml(assembled.config))
+                return Training(assembled, output, plan.steps_per_epoch, deepspeed_config).run(resume)
+        finally:
+            release_output(output)
+    finally:
+        process_group.stop()
+
+
+class Training:
+    """One run: the engine and everything that watches it."""
+
+    def __init__(
+        self, assembled: Assembled, output: Path, steps_per_epoch: int, deepspeed_config: str | Path | None
+    ) -> None:
+        self.assembled, self.config, self.task, self.output = (
+            assembled,
+            assembled.config,
+            assembled.task,
+            output,
+        )
+        self.steps_per_epoch = steps_per_epoch
+        train = self.config.train
+        # the schedule follows the epochs; max_steps only stops early, so that it may change when a run is
+        # resumed
+        self.total = train.epochs * steps_per_epoch
+        self.last_step = min(self.total, train.max_steps or self.total)
+        self.engine: Engine = build(self.task, train, deepspeed_config, self.total, steps_per_epoch)
+        self.best: dict[str, Any] = {}
+
+    def run(self, resume: str) -> dict[str, Any]:
+        """Resume, train to the last step, evaluate, leave adapter/ and results.json."""
+        self._restore(resume)
+        step, train = self.engine.step, self.config.train
+        self.guards = Guards(self.engine, train.moved_after)
+        samples = step * train.global_batch_size
+        self.monitor = Monitor(
+            self.output, self.config.monitor.tensorboard, *((step, samples) if step else (None, None))
+        )
+        self.monitor.text("config", to_yaml(self.config), step)
+        self.window = Window()
+        started, record = time.perf_counter(), {}
+        with Progress(self.last_step, step) as self.progress:
+            if step:
+                self.progress.message(f"resumed after step {step}")
+            while self.engine.step < self.last_step:
+                epochs_done, inside = divmod(self.engine.step, self.steps_per_epoch)
+                # before the epoch, so that a run which was killed while it evaluated does so when it comes back
+                if (
+                    train.evaluate_every
+                    and epochs_done
+                    and not inside
+                    and epochs_done % train.evaluate_every == 0
+                ):
+                    self._evaluate()
+                self._epoch(epochs_done)
+            self._save_adapter(self.output / "adapter")
+            record = self._evaluate(final=True, seconds=time.perf_counter() - started)
+        self.monitor.hyperparameters(self._hyperparameters(), record["metrics"])
+        self.monitor.close()
+        return record
+
+    def _hyperparameters(self) -> dict[str, Any]:
+        """The settings that runs are compared by; all of them are in the config page."""
+        settings = self.config.model_dump(mode="json")
+        chosen = {
+            "prompts": ("preset", "form", "rank", "scale", "dropout", "query_transform", "context"),
+            "retrieval": ("queue_size", "alpha", "momentum", "negatives"),
+            "train": ("method", "epochs", "global_batch_size", "lr", "schedule", "weight_decay", "precision"),
+        }
+        picked = {section: {key: settings[section][key] for key in keys} for section, keys in chosen.items()}
+        return {"backbone": self.assembled.backbone["name"], "seed": self.config.seed, **picked}
+
+    # ---- the loop --------------------------------------------------------------------------------
+
+    def _epoch(self, epoch: int) -> None:
+        """From wherever the run stands to the end of the epoch, or of the run."""
+        train, start = self.config.train, self.engine.step % self.steps_per_epoch
+        loader = train_loader(
+            self.config,
+            self.assembled.tokenizer,
+            process_group.world_size(),
+            process_group.rank(),
+            epoch,
+            start,
+        )
+        self.engine.train()
+        batches = iter(loader)
+        while (
+            self.engine.step % self.steps_per_epoch >= start
+            and self.engine.step // self.steps_per_epoch == epoch
+        ):
+            report, losses = None, {}
+            for micro in range(train.accumulation):
+                with self.window.waiting():
+                    batch = self._next(batches)
+                process_group.seed_step(self.config.seed, self.engine.step, micro)
+                losses = self.engine.forward(
+                    batch,
+                    what="loss",
+                    step=self.engine.step * train.accumulation + micro,
+                    alpha=self._alpha(),
+                )
+                self.guards.check_losses(losses, batch["keys"], self.engine.step + 1)
+                measure = (self.engine.step + 1) % self.config.monitor.log_every == 0
+                report = self.engine.backward_and_step(losses["loss"], measure_update=measure)
+                self.window.add(losses, batch)
+            self.guards.after_step(report)
+            self._after_step(report)
+            if self.engine.step >= self.last_step:
+                break
+
+    def _next(self, batches: Any) -> dict[str, Any]:
+        """The next batch; what is wrong with the data on one rank stops all of them with its message."""
+        batch, message = None, ""
+        try:
+            batch = next(batches)
+        except AuroraError as error:
+            message = str(error)
+        process_group.agree(not message, message)
+        return batch
+
+    def _alpha(self) -> float:
+        """Weight of the soft targets: a ramp from zero over the first epochs, then constant (BLIP §3.2)."""
+        ramp = self.config.retrieval.alpha_ramp_epochs * self.steps_per_epoch
+        return self.config.retrieval.alpha * (min(1.0, self.engine.step / ramp) if ramp else 1.0)
+
+    def _after_step(self, report: StepReport) -> None:
+        step, train = report.step, self.config.train
+        if step % self.config.monitor.log_every == 0 or step == self.last_step:
+            figures = self.window.figures(train.global_batch_size) | {
+                "lr": report.lr,
+                "gradient_norm": report.grad_norm,
+                "temperature": self.task.temperature_value(),
+                "memory_mb": memory_mb(),
+                "epoch": step / self.steps_per_epoch,
+                "soft_target_weight": self._alpha(),
+            }
+            if report.update_ratio is not None:
+                figures["update_to_weight"] = report.update_ratio
+            reduce = {
+                name: "mean" for name in figures if name.startswith("loss") or name == "data_wait_share"
+            }
+            figures = self.monitor.scalars(
+                {f"train/{name}": value for name, value in figures.items()},
+                step,
+                step * train.global_batch_size,
+                {
+                    f"train/{name}": how
+                    for name, how in (reduce | {"memory_mb": "max", "skipped_samples": "sum"}).items()
+                },
+            )
+            self.progress.update(
+                step,
+                loss=figures["train/loss"],
+                ita=figures["train/loss_ita"],
+                itm=figures["train/loss_itm"],
+                per_s=figures["train/samples_per_second"],
+            )
+        ends_epoch = step % self.steps_per_epoch == 0
+        if (
+            (train.save_every and step % train.save_every == 0)
+            or (not train.save_every and ends_epoch)
+            or step == self.last_step
+        ):
+            self._checkpoint()
+
+    # ---- state -----------------------------------------------------------------------------------
+
+    def _restore(self, resume: str) -> None:
+        found = checkpoint.find(self.output, resume)
+        if found is None:
+            return
+        loaded = checkpoint.load(found, self.engine)
+        theirs = loaded.state.get("backbone", {})
+        if theirs.get("sha256") != self.assembled.backbone["sha256"]:
+            raise AuroraError(
+                f"The checkpoint {found} was trained on backbone {theirs.get('name')} with another "
+                "sha256 than the one loaded now "
+                f"({self.assembled.backbone['name']}). Give the backbone.checkpoint it was trained on."
+            )
+        self.task.load_buffers(loaded.task_buffers)
+        self.best = loaded.state.get("best", {})
+
+    def _adapter_files(self, values: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Trained values by task name -> the adapter's tensors and configuration."""
+        extra = {
+            "method": self.config.train.method,
+            "embed_dim": self.config.backbone.embed_dim,
+            "temperature": self.task.temperature_value() if self.task.temp is None else float(values["temp"]),
+        }
+        # with its configuration, so that export and prediction can build the backbone from the adapter alone
+        backbone = self.assembled.backbone | {"config": self.config.backbone.model_dump(mode="json")}
+        if self.task.prompts is None:
+            tensors = {name.removeprefix("model."): value for name, value in values.items()}
+            return tensors, {
+                "format": "aurora_ds.full",
+                "version": 1,
+                "backbone": backbone,
+                **extra,
+            }
+        own = {name.removeprefix(BANK): value for name, value in values.items() if name.startswith(BANK)}
+        config = describe(self.task.prompts, "default", backbone, extra)
+        return with_context(own, self.task.context.running), config
+
+    def _checkpoint(self) -> None:
+        state = {
+            "epoch": self.engine.step // self.steps_per_epoch,
+            "cursor": {
+                "step_in_epoch": self.engine.step % self.steps_per_epoch,
+                "steps_per_epoch": self.steps_per_epoch,
+            },
+            "samples": self.engine.step * self.config.train.global_batch_size,
+            "random": "every random number is keyed by (seed, step) or (seed, epoch, pair)",
+            "seed": self.config.seed,
+            "config": self.config.model_dump(mode="json"),
+            "backbone": self.assembled.backbone,
+            "best": self.best,
+        }
+        checkpoint.save(
+            self.output,
+            self.engine.step,
+            self.engine,
+            self._adapter_files,
+            state,
+            self.task.buffers_to_save(self.config.train.save_queue),
+            self.config.train.keep_last,
+        )
+
+    def _save_adapter(self, folder: Path) -> None:
+        """The trained values alone: what evaluation, export and other people need."""
+        values = self.engine.trainable_values()
+
+        def write(place: Path) -> None:
+            tensors, config = self._adapter_files(values)
+            if self.task.prompts is None:
+                save_full(place, self.task, tensors, config)
+                copy_vocabulary(place, self.assembled)
+            else:
+                save_adapter(place, tensors, config)
+
+        process_group.first_rank(replace_folder, folder, write)
+
+    # ---- evaluation ------------------------------------------------------------------------------
+
+    def _evaluate(self, final: bool = False, seconds: float = 0.0) -> dict[str, Any]:
+        """Judge the present weights; keep the best adapter; at the end, write results.json."""
+        self.engine.eval()
+        started = time.perf_counter()
+        result = evaluate_split(
+            self.engine.forward, self.config, self.assembled.tokenizer, lockstep=self.engine.zero_stage == 3
+        )
+        record = results_record(
+            self.assembled, result, time.perf_counter() - started, str(self.output / "adapter")
+        )
+        record |= {
+            "step": self.engine.step,
+            "train_seconds": round(seconds, 2),
+            "peak_memory_mb": round(memory_mb(), 1),
+        }
+        step = self.engine.step
+        self.monitor.scalars(
+            {f"eval/{name}": value for name, value in result.metrics.items()},
+            step,
+            step * self.config.train.global_batch_size,
+        )
+        if result.metrics["r_mean"] > self.best.get("r_mean", -1.0):
+            self.best = {"step": step, "r_mean": result.metrics["r_mean"]}
+            if self.config.train.evaluate_every:
+                self._save_adapter(self.output / "best")
+        record["best"] = self.best
+        if process_group.rank() == 0 and self.config.monitor.gallery_queries:
+            picture = retrieval_gallery(self.config, self.assembled.tokenizer, result)
+            self.monitor.image("eval/top5", picture, step)
+        if final:
+            process_group.first_rank(replace_file, self.output / RESULTS_FILE, json.dumps(record, indent=1))
+            if process_group.rank() == 0:
+                print_results(record)
+        self.engine.train()
+        return record
+
+
+class Window:
+    """Sums since the last line of the log: losses, samples skipped, time, time spent waiting for data."""
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self.losses: dict[str, Tensor] = {}
+        self.count = self.skipped = 0
+        self.waited, self.since, self._began = 0.0, time.perf_counter(), 0.0
+
+    def waiting(self) -> Window:
+        return self
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        self.waited += time.perf_counter() - self._began
+
+    def add(self, losses: dict[str, Tensor], batch: dict[str, Any]) -> None:
+        for name, value in losses.items():
+            self.losses[name] = self.losses.get(name, 0.0) + value.detach()
+        self.count += 1
+        self.skipped += int(batch.get("skipped", 0))
+
+    def figures(self, global_batch_size: int) -> dict[str, float]:
+        """Means since the last call, which starts a new window."""
+        elapsed = time.perf_counter() - self.since
+        result = {name: float(value) / self.count for name, value in self.losses.items()}
+        result |= {
+            "samples_per_second": self.count * global_batch_size / elapsed,
+            "data_wait_share": self.waited / elapsed,
+            "skipped_samples": float(self.skipped),
+        }
+        self._reset()
+        return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m aurora_ds.train`, `deepspeed --module aurora_ds.train`, `torchrun -m aurora_ds.train`."""
+    parser = arguments.module_parser("aurora_ds.train", "Fine-tune a frozen backbone with Aurora prompts.")
+    arguments.add_train(parser)
+    chosen = arguments.parse(parser, list(sys.argv[1:] if argv is None else argv))
+
+    def command() -> int:
+        run(
+            load_config(chosen.recipe, chosen.overrides),
+            chosen.output,
+            chosen.resume,
+            chosen.deepspeed_config,
+            chosen.dry_run,
+        )
+        return 0
+
+    return arguments.finish(command, debug=getattr(chosen, "debug", False))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""A small dataset of drawn pictures, its shards, and a tokenizer that needs no vocabulary."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from aurora_ds.config import RunConfig
+from aurora_ds.data.convert import convert
+from aurora_ds.data.convert.recipe import RECIPE_FOLDERS
+from aurora_ds.data.manifest import Manifest
+
+TRAIN_IMAGES, TEST_IMAGES = 45, 11
+PHOTOS = Path(__file__).parent / "photos"
+
+
+class WordTokenizer:
+    """Words by length: [CLS] 101, 1000 + length of each word, [SEP] 102, padded with 0 to the longest text."""
+
+    def encode(self, texts: list[str], max_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = [
+            [101, *(1000 + len(word) for word in text.split())][: max_tokens - 1] + [102] for text in texts
+        ]
+        longest = max(map(len, rows))
+        ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+        return ids, (ids != 0).long()
+
+
+def draw(path: Path, number: int, size: tuple[int, int] = (40, 32)) -> None:
+    """A picture whose pixels tell `number`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(number).integers(0, 256, (size[1] // 4, size[0] // 4, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST)
+    image.save(path, quality=90) if path.suffix == ".jpg" else image.save(path)
+
+
+def write_source(folder: Path, images: int = TRAIN_IMAGES, tests: int = TEST_IMAGES) -> Path:
+    """annotations.json and images/: image n has 1 + n % 3 captions, every fifth image is a PNG."""
+    entries = []
+    for split, total in (("train", images), ("test", tests)):
+        for number in range(total):
+            name = f"{split}/{number:03d}.{'png' if number % 5 == 4 else 'jpg'}"
+            draw(folder / "images" / name, number + 1000 * (split == "test"))
+            captions = [
+                f"{split} picture {number} told in {'many ' * which}words." for which in range(1 + number % 3)
+            ]
+            entries.append({"image": name, "caption": captions, "split": split})
+    (folder / "annotations.json").write_text(json.dumps(entries))
+    return folder
+
+
+def write_recipe(path: Path, samples_per_shard: int = 7) -> Path:
+    """The folder recipe with small shards."""
+    text = (RECIPE_FOLDERS[0] / "folder.yaml").read_text()
+    path.write_text(text.replace("samples_per_shard: 500", f"samples_per_shard: {samples_per_shard}"))
+    return path
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A fresh raw dataset that the test may damage."""
+    return write_source(tmp_path / "source", 12, 4)
+
+
+@pytest.fixture
+def small_recipe(tmp_path: Path) -> Path:
+    """Recipe `folder` with 7 samples a shard."""
+    return write_recipe(tmp_path / "small.yaml")
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """45 train and 11 test images in shards of 7."""
+    folder = tmp_path_factory.mktemp("dataset")
+    write_source(folder / "source")
+    convert(write_recipe(folder / "small.yaml"), folder / "source", folder / "shards")
+    return folder / "shards"
+
+
+@pytest.fixture(scope="session")
+def manifest(shards: Path) -> Manifest:
+    return Manifest.load(shards)
+
+
+@pytest.fixture
+def tokenizer() -> WordTokenizer:
+    return WordTokenizer()
+
+
+@pytest.fixture
+def run_config(shards: Path) -> Callable[..., RunConfig]:
+    """RunConfig over `shards` at 16 px, global batch 16, without worker processes; keywords go to `data`."""
+
+    def make(global_batch_size: int = 16, accumulation: int = 1, **data: object) -> RunConfig:
+        config = RunConfig()
+        config.backbone.vision.image_size = 16
+        config.train.global_batch_size, config.train.accumulation = global_batch_size, accumulation
+        for name, value in {"shards": str(shards), "workers": 0, **data}.items():
+            setattr(config.data, name, value)
+        return config
+
+    return make

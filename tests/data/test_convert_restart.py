@@ -1,0 +1,169 @@
+"""Conversions that are killed, run twice, or run at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import write_recipe, write_source
+
+from aurora_ds.data.convert import convert, writer
+from aurora_ds.data.convert.lock import folder_lock
+from aurora_ds.data.convert.pool import run_in_order
+from aurora_ds.data.manifest import MANIFEST_NAME, Manifest
+from aurora_ds.data.shardcheck import verify_shards
+from aurora_ds.errors import AuroraError
+
+# Each image waits, so that there is time to be killed between shards.
+SLOW = """
+import sys, time
+from aurora_ds.data.convert import convert, writer
+plain = writer._members
+def slow(*given):
+    time.sleep(0.03)
+    return plain(*given)
+writer._members = slow
+convert(*sys.argv[1:4], workers=int(sys.argv[4]))
+"""
+
+
+def whole(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.tar")}
+
+
+def start(source: Path, recipe: Path, output: Path, workers: int) -> subprocess.Popen:
+    command = [sys.executable, "-c", SLOW, str(recipe), str(source), str(output), str(workers)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
+
+
+def wait_for(condition, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_conversion_leaves_whole_shards_and_continues(tmp_path: Path, workers: int) -> None:
+    source, recipe = write_source(tmp_path / "source", 40, 5), write_recipe(tmp_path / "small.yaml", 5)
+    expected = tmp_path / "expected"
+    convert(recipe, source, expected)
+    output = tmp_path / "out"
+    process = start(source, recipe, output, workers)
+    wait_for(lambda: len(list(output.glob("*.tar"))) >= 2)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    # workers outlive their parent by moments only
+    wait_for(lambda: not _group_members(process.pid))
+    done = whole(output)
+    assert 2 <= len(done) < 9 and not (output / MANIFEST_NAME).exists()
+    assert all(content == (expected / name).read_bytes() for name, content in done.items())
+    with pytest.raises(AuroraError, match="holds no finished shards"):
+        Manifest.load(output)
+    kept = {name: os.stat(output / name).st_mtime_ns for name in done}
+    convert(recipe, source, output, workers=2)
+    assert whole(output) == whole(expected)
+    assert (output / MANIFEST_NAME).read_bytes() == (expected / MANIFEST_NAME).read_bytes()
+    assert {name: os.stat(output / name).st_mtime_ns for name in done} == kept, (
+        "whole shards are not written again"
+    )
+    assert not list(output.glob(".*.partial"))
+    verify_shards(output)
+
+
+def _group_members(group: int) -> list[int]:
+    members = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[2]) == group and fields[0] != "Z":
+                members.append(int(entry.name))
+    return members
+
+
+def test_a_second_conversion_into_the_same_folder_is_refused(tmp_path: Path) -> None:
+    source, recipe = write_source(tmp_path / "source", 40, 5), write_recipe(tmp_path / "small.yaml", 5)
+    output = tmp_path / "out"
+    process = start(source, recipe, output, 1)
+    try:
+        wait_for(lambda: (output / ".lock").is_file() and (output / ".lock").read_text() == str(process.pid))
+        process.send_signal(signal.SIGSTOP)
+        with pytest.raises(AuroraError, match=rf"Another conversion \(process {process.pid}\) is writing to"):
+            with folder_lock(output, patience=0.2):
+                pass
+    finally:
+        process.kill()
+        process.wait()
+    convert(recipe, source, output)
+
+
+def test_the_lock_is_dropped_after_errors(source: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        (source / "images/train/001.jpg").write_bytes(b"no image")
+        with pytest.raises(AuroraError, match="rejects so far"):
+            convert("folder", source, tmp_path / "out")
+
+
+def test_running_again_changes_nothing(source: Path, small_recipe: Path, tmp_path: Path) -> None:
+    convert(small_recipe, source, tmp_path / "out")
+    before = {path: os.stat(path).st_mtime_ns for path in (tmp_path / "out").glob("*.tar")}
+    convert(small_recipe, source, tmp_path / "out")
+    assert {path: os.stat(path).st_mtime_ns for path in before} == before
+
+
+def test_a_folder_of_another_conversion_is_refused(source: Path, small_recipe: Path, tmp_path: Path) -> None:
+    convert(small_recipe, source, tmp_path / "out")
+    with pytest.raises(AuroraError, match="belongs to another conversion"):
+        convert(small_recipe, source, tmp_path / "out", limit=2)
+    entries = json.loads((source / "annotations.json").read_text())
+    entries[0]["caption"] = ["changed"]
+    (source / "annotations.json").write_text(json.dumps(entries))
+    with pytest.raises(AuroraError, match="belongs to another conversion"):
+        convert(small_recipe, source, tmp_path / "out")
+
+
+def test_shards_of_unknown_origin_are_not_overwritten(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/train-000000.tar").write_bytes(b"mine")
+    with pytest.raises(AuroraError, match="holds shards that this conversion did not write"):
+        convert("folder", source, tmp_path / "out")
+    assert (tmp_path / "out/train-000000.tar").read_bytes() == b"mine"
+
+
+def test_a_removed_or_cut_shard_is_written_again(source: Path, small_recipe: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    convert(small_recipe, source, output)
+    expected = whole(output)
+    (output / "train-000000.tar").unlink()
+    os.truncate(output / "train-000001.tar", 2000)
+    convert(small_recipe, source, output)
+    assert whole(output) == expected
+
+
+def test_a_killed_worker_is_told_in_words(
+    source: Path, small_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = os.getpid()
+    monkeypatch.setattr(
+        writer, "_members", lambda *_: os.getpid() != parent and os.kill(os.getpid(), signal.SIGKILL)
+    )
+    with pytest.raises(AuroraError, match="worker process was killed.*run the same command again"):
+        convert(small_recipe, source, tmp_path / "out", workers=2)
+
+
+def test_results_come_in_the_order_of_tasks() -> None:
+    assert list(run_in_order(_late_when_small, range(8), 3)) == [n * n for n in range(8)]
+
+
+def _late_when_small(number: int) -> int:
+    time.sleep(0.02 * (8 - number))
+    return number * number

@@ -1,0 +1,137 @@
+"""Decoding and the two transforms, against torchvision where it is installed."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from aurora_ds.data import image as images
+from aurora_ds.data.decode import open_image
+from aurora_ds.data.reader import BadSample
+
+PHOTO = Path(__file__).parent / "photos/images/vg_5.jpg"
+LIMIT = 100_000_000
+
+
+@pytest.fixture(scope="module")
+def photo() -> Image.Image:
+    return open_image(PHOTO.read_bytes(), LIMIT, "photo")
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_test_transform_is_torchvisions(photo: Image.Image) -> None:
+    transforms = pytest.importorskip("torchvision.transforms")
+    theirs = transforms.Compose(
+        [
+            transforms.Resize((64, 64), interpolation=transforms.InterpolationMode.BICUBIC),
+            transforms.ToTensor(),
+            transforms.Normalize(images.MEAN, images.DEVIATION),
+        ]
+    )(photo)
+    ours = images.test_transform(photo, 64)
+    assert ours.dtype == torch.float32 and ours.shape == (3, 64, 64)
+    assert torch.equal(ours, theirs)
+
+
+def test_crops_have_torchvisions_distribution() -> None:
+    transforms = pytest.importorskip("torchvision.transforms")
+    blank, draws = torch.zeros(3, 60, 200), 4000
+    crop = transforms.RandomResizedCrop(8)
+    torch.manual_seed(0)
+    theirs = np.array(
+        [crop.get_params(blank, (0.5, 1.0), (3 / 4, 4 / 3)) for _ in range(draws)]
+    )  # top, left, h, w
+    random = np.random.default_rng(0)
+    ours = np.array([images.random_crop(200, 60, (0.5, 1.0), random) for _ in range(draws)])[:, [1, 0, 3, 2]]
+    # the picture is wide, so the central fallback is common: both rules are seen
+    assert np.abs(ours.mean(0) - theirs.mean(0)).max() < 1.5
+    assert np.abs(ours.std(0) - theirs.std(0)).max() < 1.5
+
+
+@pytest.mark.parametrize("size", [(200, 60), (60, 200), (1, 1), (7, 500), (300, 301)])
+def test_crops_stay_inside_the_image(size: tuple[int, int]) -> None:
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        left, top, width, height = images.random_crop(*size, (0.2, 1.0), random)
+        assert left >= 0 and top >= 0 and width > 0 and height > 0
+        assert left + width <= size[0] and top + height <= size[1]
+
+
+def test_train_transform_depends_on_the_generator_only(photo: Image.Image) -> None:
+    first, again, other = (
+        images.train_transform(photo, 48, np.random.Generator(np.random.Philox(key))) for key in (1, 1, 2)
+    )
+    assert first.shape == (3, 48, 48) and first.dtype == torch.float32
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_flip_and_crop_can_be_switched_off(photo: Image.Image) -> None:
+    plain = images.train_transform(
+        photo.crop((0, 0, 400, 400)), 48, np.random.default_rng(0), (1.0, 1.0), False, False
+    )
+    flips = [
+        images.train_transform(photo, 48, np.random.default_rng(n), (0.99, 1.0), True, False)
+        for n in range(20)
+    ]
+    kept = [
+        images.train_transform(photo, 48, np.random.default_rng(n), (0.99, 1.0), False, False)
+        for n in range(20)
+    ]
+    same = sum(torch.equal(one, two) for one, two in zip(flips, kept, strict=True))
+    assert plain.shape == (3, 48, 48) and 3 <= same <= 17
+
+
+def test_to_pixels_undoes_to_tensor(photo: Image.Image) -> None:
+    pixels = np.asarray(photo.resize((31, 17)))
+    assert np.array_equal(images.to_pixels(images.to_tensor(pixels)), pixels)
+
+
+def test_exif_orientation_is_ignored_as_published() -> None:
+    upright = Image.fromarray(np.arange(24, dtype=np.uint8).reshape(2, 4, 3))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    turned = open_image(encoded(upright, "PNG", exif=exif), LIMIT, "turned")
+    assert turned.size == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("L", "PNG"), ("RGBA", "PNG"), ("P", "PNG"), ("CMYK", "JPEG"), ("RGBA", "WEBP")]
+)
+def test_all_colour_modes_become_rgb(mode: str, kind: str) -> None:
+    picture = Image.new("RGB", (6, 5), (200, 100, 50)).convert(mode)
+    opened = open_image(encoded(picture, kind), LIMIT, "picture")
+    assert opened.mode == "RGB" and opened.size == (6, 5)
+
+
+def test_too_many_pixels_are_refused_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = encoded(Image.new("L", (400, 300)), "PNG")
+    monkeypatch.setattr(Image.Image, "convert", lambda *_: pytest.fail("the image was decoded"))
+    with pytest.raises(BadSample, match=r"big has 400 x 300 pixels, more than data.max_pixels \(100000\)"):
+        open_image(content, 100_000, "big")
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", b"BM" + bytes(200), PHOTO.read_bytes()[:3000]])
+def test_unreadable_images_are_bad_samples(content: bytes) -> None:
+    with pytest.raises(BadSample, match="Image photo"):
+        open_image(content, LIMIT, "photo")
+
+
+def test_damage_never_escapes_as_another_error(shared: Path) -> None:
+    opened = refused = 0
+    for path in sorted((shared / "data/images/odd").iterdir()):
+        try:
+            assert open_image(path.read_bytes(), LIMIT, path.name).mode == "RGB"
+            opened += 1
+        except BadSample:
+            refused += 1
+    assert opened >= 30 and refused >= 2

@@ -1,0 +1,39 @@
+"""The gallery: size and layout, marks in the right colour, any text and picture size."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from aurora_ds.runtime.gallery import RIGHT, WRONG, Answer, Query, gallery
+
+
+def picture(height: int, width: int) -> np.ndarray:
+    return np.full((height, width, 3), 128, np.uint8)
+
+
+def count(page: np.ndarray, colour: tuple[int, int, int]) -> int:
+    return int((page == np.array(colour, np.uint8)[:, None, None]).all(0).sum())
+
+
+def test_a_text_query_frames_right_answers_green_and_wrong_ones_red() -> None:
+    answers = [Answer(picture(60, 90), right=place == 2) for place in range(5)]
+    page = gallery([Query("a red ball left of a box", answers)])
+    assert page.dtype == np.uint8 and page.shape[0] == 3
+    assert 3 < count(page, WRONG) / count(page, RIGHT) < 5
+
+
+def test_a_picture_query_lists_its_captions() -> None:
+    answers = [Answer("a caption", True, 1.5), Answer("a very long caption " * 40, False)]
+    page = gallery([Query(picture(300, 20), answers)])
+    assert count(page, RIGHT) > 50 and count(page, WRONG) > 50
+
+
+def test_rows_are_stacked_and_more_answers_than_columns_are_left_out() -> None:
+    one = gallery([Query("q", [Answer(picture(9, 9), True)] * 9)])
+    two = gallery([Query("q", [Answer(picture(9, 9), True)] * 5)] * 2)
+    assert two.shape[1] == 2 * one.shape[1] and two.shape[2] == one.shape[2]
+
+
+def test_no_queries_empty_texts_and_words_without_end_are_drawn() -> None:
+    assert gallery([]).shape[0] == 3
+    gallery([Query("", []), Query("x" * 500, [Answer("y" * 900, False), Answer("", True)])])

@@ -1,0 +1,52 @@
+"""The built-in recipes load, and hold the published settings."""
+
+from __future__ import annotations
+
+import pytest
+
+from aurora_ds.presets import with_preset
+from aurora_ds.recipe import RECIPES, load_config, recipe_names
+
+PUBLISHED = ["retrieval_coco", "retrieval_flickr", "retrieval_coco_large", "retrieval_flickr_large"]
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_loads_and_says_what_it_is(name: str):
+    config = load_config(name)
+    assert config.description
+    assert config.backbone.checkpoint, "a recipe without a checkpoint would train on random weights"
+    assert (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").startswith("# "), (
+        "the top says what it is for"
+    )
+    with_preset(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "lr", "epochs", "k_test", "negatives"),
+    [("retrieval_coco", 1e-5, 6, 256, "all_ranks"), ("retrieval_flickr", 1e-4, 4, 128, "local")],
+)
+@pytest.mark.parametrize("size", ["", "_large"])
+def test_published_settings(name: str, lr: float, epochs: int, k_test: int, negatives: str, size: str):
+    config = load_config(name + size)
+    assert (config.train.lr, config.train.epochs) == (lr, epochs)
+    assert (config.retrieval.k_test, config.retrieval.negatives) == (k_test, negatives)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_settings_common_to_all(name: str):
+    config = load_config(name)
+    assert config.train.global_batch_size == 8 * 16
+    assert config.train.schedule == "cosine_epoch"
+    assert (config.train.weight_decay, config.train.clip_norm, config.train.warmup_steps) == (0.05, 0, 0)
+    assert (config.prompts.rank, config.prompts.dropout) == (32, 0.1)
+    assert (config.retrieval.alpha, config.retrieval.beta, config.retrieval.momentum) == (0.4, 0.0, 0.995)
+    assert config.retrieval.queue_size == 57600
+    assert (config.backbone.vision.image_size, config.seed) == (384, 42)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_vision_sizes(name: str):
+    vision = load_config(name).backbone.vision
+    large = name.endswith("_large")
+    assert (vision.width, vision.depth, vision.heads) == ((1024, 24, 16) if large else (768, 12, 12))
+    assert vision.drop_path == (0.1 if large else 0.0)
