@@ -39,13 +39,18 @@ def open_with_extension(content: bytes, max_pixels: int, name: str) -> tuple[Ima
             if width * height > max_pixels:
                 raise BadSample(
                     f"Image {name} has {width} x {height} pixels, more than data.max_pixels ({max_pixels}); it was "
-                    "not decoded. Shrink it before conversion, or raise data.max_pixels."
+                    "not decoded. Shrink it before conversion, or raise data.max_pixels.",
+                    "too_large",
                 )
             return image.convert("RGB"), EXTENSIONS[image.format]
     except Image.DecompressionBombError as error:
-        raise BadSample(f"Image {name} is too large to be opened safely ({error}). Shrink it.") from error
+        raise BadSample(
+            f"Image {name} is too large to be opened safely ({error}). Shrink it.", "too_large"
+        ) from error
     except UnidentifiedImageError as error:
-        raise BadSample(f"Image {name} is not a JPEG, PNG or WebP image ({len(content)} bytes).") from error
+        raise BadSample(
+            f"Image {name} is not a JPEG, PNG or WebP image ({len(content)} bytes).", "not_an_image"
+        ) from error
     # Pillow's decoders raise all of these on damaged files.
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError) as error:
-        raise BadSample(f"Image {name} cannot be decoded: {error}.") from error
+        raise BadSample(f"Image {name} cannot be decoded: {error}.", "decode") from error

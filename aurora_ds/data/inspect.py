@@ -87,8 +87,8 @@ def draw_contact_sheet(manifest: Manifest, reader: ShardReader) -> Image.Image:
     for number, (split, medium) in enumerate(chosen):
         sample = reader.read(split, medium)
         left, top = MARGIN + number % columns * cell[0], MARGIN + number // columns * cell[1]
-        if sample.extension in IMAGE_TYPES:
-            picture = open_image(sample.media, DataConfig().max_pixels, sample.key)
+        if sample.parts[0].extension in IMAGE_TYPES:
+            picture = open_image(sample.parts[0].content, DataConfig().max_pixels, sample.key)
             picture.thumbnail((CELL_WIDTH, PICTURE_HEIGHT))
             sheet.paste(
                 picture, (left + (CELL_WIDTH - picture.width) // 2, top + PICTURE_HEIGHT - picture.height)

@@ -327,7 +327,9 @@ def _load(path: Path, changed: int) -> Manifest:
 def _caption(record: dict[str, Any], which: int, key: str) -> str:
     captions = record.get("captions")
     if not isinstance(captions, list) or which >= len(captions) or not isinstance(captions[which], str):
-        raise BadSample(f"Sample {key} has no caption {which}: its record does not fit the manifest.")
+        raise BadSample(
+            f"Sample {key} has no caption {which}: its record does not fit the manifest.", "no_annotation"
+        )
     return captions[which]
 
 

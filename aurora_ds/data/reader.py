@@ -1,7 +1,8 @@
 """Samples out of tar shards by number: one positioned read per sample, at the offset that the manifest gives.
 
-Tar headers are parsed by the standard library, but nothing is ever extracted: only regular members KEY.json and
-KEY.<known media type> are accepted, and JSON is the only format that is interpreted.
+A sample's tar members are KEY.json, then its media: KEY.jpg, KEY.mp4, …, or KEY.0.jpg, KEY.1.png, … when there are
+several. Tar headers are parsed by the standard library, but nothing is ever extracted: only regular members with a
+plain name and a listed type are accepted, no name becomes a path, and JSON is all that is interpreted here.
 """
 
 from __future__ import annotations
@@ -11,29 +12,81 @@ import os
 import tarfile
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from aurora_ds.data.manifest import Manifest, SampleAddress
 from aurora_ds.errors import AuroraError
 
 BLOCK = tarfile.BLOCKSIZE  # 512 bytes
-IMAGE_TYPES = ("jpg", "png", "webp")
-VIDEO_TYPES = ("mp4", "webm", "mkv", "avi", "mov")
+IMAGE_TYPES = ("jpg", "png", "webp", "gif", "bmp")
+VIDEO_TYPES = ("mp4", "webm", "mkv", "avi", "mov", "m4v", "mpg", "flv", "wmv", "3gp", "ts")
 RECORD_SCHEMA = 1
+
+Kind = Literal["image", "images", "video", "frames"]
+Reason = Literal[
+    "shard_cut",
+    "shard_missing",
+    "not_a_sample",
+    "record",
+    "not_an_image",
+    "not_a_video",
+    "too_large",
+    "decode",
+    "no_annotation",
+    "checksum",
+    "unreachable",
+]
 
 
 class BadSample(AuroraError):
-    """One sample cannot be used (damaged, unreadable, too large). data.bad_samples=skip puts another in its place."""
+    """One sample cannot be used; `reason` says why. data.bad_samples=skip puts another in its place."""
+
+    def __init__(self, message: str, reason: Reason):
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[BadSample], tuple[str, Reason]]:
+        return type(self), (str(self), self.reason)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One medium as it came, and the extension (without dot) that fits its content."""
+
+    extension: str
+    content: bytes
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A medium as it came, and its record: the JSON beside it."""
+    """The record (the JSON member) and the media beside it: one, the pictures of a set, or a clip's frames in order."""
 
     key: str
-    extension: str
-    media: bytes
     record: dict[str, Any]
+    parts: tuple[Part, ...]
+
+    @property
+    def kind(self) -> Kind:
+        """What the media are: the record's "kind"; one of an older shard, without it, goes by the extension."""
+        return self.record.get("kind") or ("video" if self.parts[0].extension in VIDEO_TYPES else "image")
+
+    @property
+    def media(self) -> bytes:
+        """The bytes of the only medium. Raises BadSample when there are several."""
+        return self._only_part().content
+
+    @property
+    def extension(self) -> str:
+        """The extension of the only medium. Raises BadSample when there are several."""
+        return self._only_part().extension
+
+    def _only_part(self) -> Part:
+        if len(self.parts) != 1:
+            raise BadSample(
+                f"Sample {self.key} holds {len(self.parts)} media ({self.kind}), where one is expected.",
+                "not_a_sample",
+            )
+        return self.parts[0]
 
 
 class ShardReader:
@@ -55,9 +108,11 @@ class ShardReader:
         # Most records fit into one small read; a longer one is read again in full.
         block = self._bytes(address, min(4096, address.end - address.start))
         name, size = _member(block, 0, address)
+        if address.start + BLOCK + size > address.end:
+            raise _reaches_beyond(name, address)
         if BLOCK + size > len(block):
             block = self._bytes(address, BLOCK + size)
-        return name[: -len(".json")], _record(name, block[BLOCK : BLOCK + size], address)
+        return name.partition(".")[0], _record(name, block[BLOCK : BLOCK + size], address)
 
     def close(self) -> None:
         """Closes all files; reading opens them again."""
@@ -71,12 +126,15 @@ class ShardReader:
             try:
                 handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError as error:
-                raise AuroraError(
+                raise BadSample(
                     f"Shard {path} is in the manifest but not in the folder. Copy it there, or convert the "
-                    "dataset again."
+                    "dataset again.",
+                    "shard_missing",
                 ) from error
             except OSError as error:
-                raise AuroraError(f"Shard {path} cannot be opened: {error.strerror}.") from error
+                raise BadSample(
+                    f"Shard {path} cannot be opened: {error.strerror}.", "shard_missing"
+                ) from error
             self._handles[address.shard] = handle
             if len(self._handles) > self._most_open:
                 os.close(self._handles.popitem(last=False)[1])
@@ -85,60 +143,115 @@ class ShardReader:
             block = os.pread(handle, size, address.start)
         except OSError as error:
             raise BadSample(
-                f"{address.shard} at byte {address.start} cannot be read: {error.strerror}."
+                f"{address.shard} at byte {address.start} cannot be read: {error.strerror}.", "unreachable"
             ) from error
         if len(block) != size:
             raise BadSample(
                 f"{address.shard} ends inside the sample at byte {address.start}: the file was cut. Copy or "
-                "convert it again; `aurora-ds shards verify` lists all damage."
+                "convert it again; `aurora-ds shards verify` lists all damage.",
+                "shard_cut",
             )
         return block
 
 
 def parse_sample(block: bytes, address: SampleAddress) -> Sample:
     """The tar bytes of one sample (its members, nothing else) -> Sample. Raises BadSample."""
-    record, media, position = None, None, 0
+    name, size = _member(block, 0, address)
+    record = _record(name, _content(block, 0, name, size, address), address)
+    key = name.partition(".")[0]
+    numbers, parts, position = [], [], _after(0, size)
     while position < len(block):
         name, size = _member(block, position, address)
-        key, _, extension = name.partition(".")
-        content = block[position + BLOCK : position + BLOCK + size]
-        if len(content) != size:
+        stem, _, extension = name.rpartition(".")
+        if extension not in IMAGE_TYPES + VIDEO_TYPES:
             raise BadSample(
-                f"{address.shard}: member {name} reaches beyond its sample at byte {address.start}."
+                f"{address.shard}: member {name!r} is of a type that samples do not have.", "not_a_sample"
             )
-        if extension == "json":
-            record = (key, _record(name, content, address))
-        elif extension in IMAGE_TYPES + VIDEO_TYPES:
-            media = (key, extension, content)
-        else:
-            raise BadSample(f"{address.shard}: member {name} is of a type that samples do not have.")
-        position += BLOCK + -(-size // BLOCK) * BLOCK
-    if record is None or media is None or record[0] != media[0]:
+        owner, _, number = stem.partition(".")
+        if owner != key:
+            raise BadSample(
+                f"{address.shard}: member {name!r} stands among those of sample {key}.", "not_a_sample"
+            )
+        numbers.append(number)
+        parts.append(Part(extension, _content(block, position, name, size, address)))
+        position = _after(position, size)
+    sample = Sample(key, record, tuple(parts))
+    if not parts or numbers not in _numberings(sample):
         raise BadSample(
-            f"{address.shard}: bytes {address.start} to {address.end} are not one record and one medium."
+            f"{address.shard}: sample {key} is of kind {record.get('kind', 'image or video')!r}, but bytes "
+            f"{address.start} to {address.end} hold {len(parts)} media that are not named as one.",
+            "not_a_sample",
         )
-    return Sample(key=record[0], extension=media[1], media=media[2], record=record[1])
+    return sample
+
+
+def _numberings(sample: Sample) -> list[list[str]]:
+    """What may stand between key and extension of a sample's media, given its kind; nothing for a wrong type."""
+    types = VIDEO_TYPES if sample.kind == "video" else IMAGE_TYPES
+    if any(part.extension not in types for part in sample.parts):
+        return []
+    if sample.kind in ("image", "video"):
+        return [[""]]
+    total = range(len(sample.parts))
+    return [[f"{number:0{digits}d}" for number in total] for digits in range(1, 7)]
+
+
+def _content(block: bytes, position: int, name: str, size: int, address: SampleAddress) -> bytes:
+    """The bytes of the member whose header stands at `position`."""
+    start = position + BLOCK
+    if start + size > len(block):
+        raise _reaches_beyond(name, address)
+    return block[start : start + size]
+
+
+def _after(position: int, size: int) -> int:
+    """Where the header after this member stands."""
+    return position + BLOCK + -(-size // BLOCK) * BLOCK
+
+
+def _reaches_beyond(name: str, address: SampleAddress) -> BadSample:
+    return BadSample(
+        f"{address.shard}: member {name!r} reaches beyond its sample at byte {address.start}.", "not_a_sample"
+    )
 
 
 def _member(block: bytes, position: int, address: SampleAddress) -> tuple[str, int]:
     """(name, size) of the tar member whose header stands at `position`."""
     try:
         header = tarfile.TarInfo.frombuf(block[position : position + BLOCK], "utf-8", "strict")
-    except (tarfile.HeaderError, UnicodeDecodeError, ValueError) as error:
+    except (tarfile.HeaderError, ValueError) as error:
         raise BadSample(
             f"{address.shard} has no tar header at byte {address.start + position} ({error}). The file is "
-            "damaged or not the one the manifest describes; `aurora-ds shards verify` lists all damage."
+            "damaged or not the one the manifest describes; `aurora-ds shards verify` lists all damage.",
+            "not_a_sample",
         ) from error
-    if not header.isreg() or "/" in header.name or "\\" in header.name or header.name.startswith("."):
-        raise BadSample(f"{address.shard}: member {header.name!r} is not a plain file name; it is not read.")
-    return header.name, header.size
+    name = header.name
+    # isreg() would let sparse members pass: their size in the header is not that of their content.
+    regular = header.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and header.size >= 0
+    if not regular or not name.isprintable() or name.startswith(".") or "/" in name or "\\" in name:
+        raise BadSample(
+            f"{address.shard}: member {name!r} is not a file with a plain name; it is not read.",
+            "not_a_sample",
+        )
+    return name, header.size
 
 
 def _record(name: str, content: bytes, address: SampleAddress) -> dict[str, Any]:
+    if name.count(".") != 1 or not name.endswith(".json"):
+        raise BadSample(
+            f"{address.shard}: the sample at byte {address.start} begins with {name!r}, not with its record.",
+            "not_a_sample",
+        )
     try:
-        record = json.loads(content) if name.endswith(".json") else None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise BadSample(f"{address.shard}: {name} is not JSON ({error}).") from error
+        record = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise BadSample(f"{address.shard}: {name} is not JSON ({error}).", "record") from error
     if not isinstance(record, dict) or record.get("schema") != RECORD_SCHEMA:
-        raise BadSample(f"{address.shard}: {name} is not a record of schema {RECORD_SCHEMA}.")
+        raise BadSample(f"{address.shard}: {name} is not a record of schema {RECORD_SCHEMA}.", "record")
+    if record.get("kind", "image") not in get_args(Kind):
+        raise BadSample(
+            f"{address.shard}: {name} is of kind {record['kind']!r}; this version reads "
+            f"{', '.join(get_args(Kind))}.",
+            "record",
+        )
     return record

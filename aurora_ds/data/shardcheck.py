@@ -86,8 +86,9 @@ def _check_shard(check: _Check) -> tuple[list[str], list[str]]:
     for number, (start, end) in enumerate(zip(entry.offsets, entry.offsets[1:], strict=False)):
         try:
             sample = parse_sample(content[start:end], SampleAddress(entry.file, start, end))
-            if sample.extension in IMAGE_TYPES:
-                open_image(sample.media, DataConfig().max_pixels, sample.key)
+            for part in sample.parts:
+                if part.extension in IMAGE_TYPES:
+                    open_image(part.content, DataConfig().max_pixels, sample.key)
         except BadSample as error:
             problems.append(str(error))
             continue

@@ -84,11 +84,11 @@ def test_plain_webdataset_reads_a_shard(manifest: Manifest) -> None:
 @pytest.mark.parametrize(
     ("block", "message"),
     [
-        (members(("../a.json", RECORD), ("a.jpg", b"x")), "not a plain file name"),
-        (members(("/etc/a.json", RECORD), ("a.jpg", b"x")), "not a plain file name"),
+        (members(("../a.json", RECORD), ("a.jpg", b"x")), "not a file with a plain name"),
+        (members(("/etc/a.json", RECORD), ("a.jpg", b"x")), "not a file with a plain name"),
         (members(("a.json", RECORD), ("a.pickle", b"x")), "type that samples do not have"),
-        (members(("a.json", RECORD), ("b.jpg", b"x")), "not one record and one medium"),
-        (members(("a.json", RECORD)), "not one record and one medium"),
+        (members(("a.json", RECORD), ("b.jpg", b"x")), "stands among those of sample a"),
+        (members(("a.json", RECORD)), "hold 0 media"),
         (members(("a.json", b"{"), ("a.jpg", b"x")), "is not JSON"),
         (members(("a.json", b'{"schema": 2}'), ("a.jpg", b"x")), "not a record of schema 1"),
         (members(("a.json", RECORD), ("a.jpg", b"x" * 600))[:-600], "reaches beyond its sample"),
@@ -106,7 +106,7 @@ def test_links_are_refused() -> None:
         link = tarfile.TarInfo("a.json")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(link)
-    with pytest.raises(BadSample, match="not a plain file name"):
+    with pytest.raises(BadSample, match="not a file with a plain name"):
         parse_sample(buffer.getvalue()[:512], HERE)
 
 
