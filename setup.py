@@ -27,6 +27,10 @@ version = re.search(
     r'__version__ = "(.+)"', (here / "aurora_ds" / "__init__.py").read_text(encoding="utf-8")
 ).group(1)
 readme = here / "README.md"
+# Optional parts, each of which the code asks for by name where it is missing.
+fast = ["simplejpeg>=1.8", "torchcodec>=0.9"]
+remote = ["s3fs>=2024.9", "gcsfs>=2024.9", "huggingface_hub>=0.30"]
+ray = ["ray>=2.40"]
 
 setup(
     name="aurora_ds",
@@ -55,6 +59,9 @@ setup(
         "safetensors>=0.5",
         "numpy>=2.0",
         "pillow>=11.0",
+        "av>=17.0",
+        "ijson>=3.3",
+        "fsspec[http]>=2024.9",
         "pydantic>=2.10",
         "omegaconf>=2.3",
         "pyyaml>=6.0",
@@ -64,11 +71,20 @@ setup(
         "psutil>=6.0",
     ],
     extras_require={
+        "fast": fast,
+        "remote": remote,
+        "ray": ray,
         "dev": [
+            *fast,
+            *remote,
+            *ray,
             "pytest>=8.3",
             "pytest-xdist>=3.6",
             "pytest-timeout>=2.3",
             "ruff>=0.12",
+            "hypothesis>=6.100",
+            "moto[server]>=5.0",
+            "megatron-energon>=7.0",
             "opencv-python-headless>=4.10",
             "peft>=0.18",
         ],
