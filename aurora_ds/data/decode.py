@@ -11,12 +11,13 @@ import warnings
 
 from PIL import Image, UnidentifiedImageError
 
+from aurora_ds.data.image_ends import is_whole as is_whole
 from aurora_ds.data.reader import BadSample
 
-TRIED = ("JPEG", "PNG", "WEBP")
 # Format by content -> extension in a shard. A file opened as JPEG may turn out to be MPO, with more pictures behind
 # the first.
-EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
+EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"}
+TRIED = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 
 
 def open_image(content: bytes, max_pixels: int, name: str) -> Image.Image:
@@ -29,28 +30,45 @@ def open_image(content: bytes, max_pixels: int, name: str) -> Image.Image:
 
 
 def open_with_extension(content: bytes, max_pixels: int, name: str) -> tuple[Image.Image, str]:
-    """open_image, and the extension (jpg, png, webp) that fits the content, whatever the file was called."""
+    """open_image, and the extension (jpg, png, webp, gif, bmp) that fits the content, whatever the file was called."""
     try:
         with warnings.catch_warnings():
-            # max_pixels is our own limit, and what Pillow says of palettes and odd headers nobody can act on here.
+            # What Pillow says of palettes and odd headers nobody can act on here.
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(content), formats=TRIED)
-            width, height = image.size
-            if width * height > max_pixels:
-                raise BadSample(
-                    f"Image {name} has {width} x {height} pixels, more than data.max_pixels ({max_pixels}); it was "
-                    "not decoded. Shrink it before conversion, or raise data.max_pixels.",
-                    "too_large",
-                )
+            image = _open(content, max_pixels, name)
             return image.convert("RGB"), EXTENSIONS[image.format]
+    # Pillow's decoders raise all of these on damaged files.
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError) as error:
+        raise BadSample(f"Image {name} cannot be decoded: {error}.", "decode") from error
+
+
+def header(content: bytes, max_pixels: int, name: str) -> tuple[str, int, int]:
+    """(extension that fits the content, width, height) without decoding pixels. Raises BadSample as open_image does."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        image = _open(content, max_pixels, name)
+    return EXTENSIONS[image.format], image.width, image.height
+
+
+def _open(content: bytes, max_pixels: int, name: str) -> Image.Image:
+    """An image whose header is read and whose size is allowed; its pixels are still encoded."""
+    try:
+        image = Image.open(io.BytesIO(content), formats=TRIED)
     except Image.DecompressionBombError as error:
         raise BadSample(
             f"Image {name} is too large to be opened safely ({error}). Shrink it.", "too_large"
         ) from error
     except UnidentifiedImageError as error:
         raise BadSample(
-            f"Image {name} is not a JPEG, PNG or WebP image ({len(content)} bytes).", "not_an_image"
+            f"Image {name} is not a JPEG, PNG, WebP, GIF or BMP image ({len(content)} bytes).",
+            reason="not_an_image",
         ) from error
-    # Pillow's decoders raise all of these on damaged files.
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError) as error:
         raise BadSample(f"Image {name} cannot be decoded: {error}.", "decode") from error
+    if image.width * image.height > max_pixels:
+        raise BadSample(
+            f"Image {name} has {image.width} x {image.height} pixels, more than data.max_pixels ({max_pixels}); it "
+            "was not decoded. Shrink it before conversion, or raise data.max_pixels.",
+            reason="too_large",
+        )
+    return image
