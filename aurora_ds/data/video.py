@@ -1,0 +1,51 @@
+"""Frames of encoded clips: what a clip is, frames by number, frames by a sampling strategy, and clips for storage.
+
+Containers and codecs are PyAV's work (aurora_ds.data.video_pyav). Times are seconds from the clip's first frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from aurora_ds.data.sampling import CLIP_SECONDS, Strategy, choose
+from aurora_ds.data.video_pyav import MAX_PIXELS, VideoInfo, open_clip
+from aurora_ds.data.video_storage import frames_as_jpeg as frames_as_jpeg
+from aurora_ds.data.video_storage import reencode as reencode
+
+
+def probe(content: bytes | Path, name: str, max_pixels: int = MAX_PIXELS) -> VideoInfo:
+    """Length, frames, size and codec of a clip; its first frame is decoded. Raises BadSample."""
+    with open_clip(content, name, max_pixels) as clip:
+        return clip.info()
+
+
+def read_frames(
+    content: bytes | Path, numbers: Sequence[int], name: str, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
+    """uint8 (T, H, W, 3): frames by number from 0, as shown. Raises BadSample; AuroraError for wrong numbers."""
+    with open_clip(content, name, max_pixels) as clip:
+        return clip.pictures(numbers)
+
+
+def sample_frames(
+    content: bytes | Path,
+    count: int,
+    how: Strategy,
+    generator: np.random.Generator | None = None,
+    *,
+    name: str,
+    window: tuple[float, float | None] | None = None,
+    clip_seconds: float = CLIP_SECONDS,
+    max_pixels: int = MAX_PIXELS,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(frames uint8 (count, H, W, 3), seconds float64 (count,)): `count` frames chosen as sampling.choose does.
+
+    `window`: (start, end) in seconds, end None for the clip's end. Raises BadSample with its reason; AuroraError for
+    a wrong strategy, count or window.
+    """
+    with open_clip(content, name, max_pixels) as clip:
+        numbers = choose(clip.times, clip.seconds, count, how, generator, window, clip_seconds)
+        return clip.pictures(numbers), clip.times[numbers]

@@ -1,0 +1,332 @@
+"""Clips by PyAV (FFmpeg): frames by number, decoding as little as gives the frames of a sequential decode.
+
+The packets of a clip are read once, without decoding: that gives the exact number and times of its frames for every
+container. Decoding then runs forward, and jumps only when a key frame lies between its place and the next frame that
+is asked for.
+
+The bytes come from strangers. Only containers and codecs of a list are opened, one thread decodes, and nothing but
+the given bytes is read: no protocol is allowed, so playlists and references to other files lead nowhere.
+"""
+
+from __future__ import annotations
+
+import io
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from aurora_ds.data.reader import BadSample
+from aurora_ds.errors import AuroraError
+
+# FFmpeg's name of a container -> extension in a shard.
+CONTAINERS = {
+    "mov,mp4,m4a,3gp,3g2,mj2": "mp4",
+    "matroska,webm": "mkv",
+    "avi": "avi",
+    "asf": "wmv",
+    "mpeg": "mpg",
+    "mpegts": "ts",
+    "flv": "flv",
+    "gif": "gif",
+}
+CODECS = (
+    "h264 hevc vp8 vp9 libdav1d av1 mpeg4 mpeg2video mpeg1video mjpeg h263 flv msmpeg4v1 msmpeg4v2 msmpeg4 "
+    "wmv1 wmv2 wmv3 vc1 vp6 vp6f svq1 svq3 theora prores dvvideo gif"
+).split()
+# Their pictures build on the ones before even where a packet calls itself a key frame.
+NO_JUMPS = ("gif",)
+MAX_PIXELS = 8192 * 8192
+PICTURE_I = 1  # av.video.frame.PictureType.I
+FIRST_BYTES = {
+    0: (b"\x1aE\xdf\xa3", b"FLV", b"\x00\x00\x01\xba"),
+    4: (b"ftyp", b"moov", b"mdat", b"free", b"wide"),
+    8: (b"AVI ",),
+}
+WEBM = b"\x42\x82\x84webm"  # element DocType at the start of the file
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a clip is. Width and height are as shown, after rotation (degrees anticlockwise: 0, 90, 180, 270)."""
+
+    seconds: float
+    frames: int
+    fps: float
+    width: int
+    height: int
+    rotation: int
+    codec: str
+    extension: str
+
+
+class Clip:
+    """An open clip. `times`: float64 (frames,), seconds from its first frame; `seconds`: when the last one ends."""
+
+    def __init__(self, container: Any, stream: Any, name: str, jumps: bool):
+        self.name, self.extension, self._stream = name, CONTAINERS[container.format.name], stream
+        self._context = stream.codec_context
+        self._packets = _packets(container, stream, name)
+        self._place, self._problem = 0, "it holds no picture"
+        self._jumps = jumps and self._context.name not in NO_JUMPS
+        shown = [packet for packet in self._packets if _shown(packet, self._context.name)]
+        marks = [packet.pts for packet in shown]
+        # AVI and MPEG may leave out presentation times. Then frames are known by their order only.
+        self._ordinal = None in marks or len(set(marks)) < len(marks)
+        if self._ordinal:
+            self._jumps, marks = False, list(range(len(shown)))
+        else:
+            marks.sort()
+        if not marks:
+            raise BadSample(f"Clip {name} has a video stream without frames.", reason="not_a_video")
+        self._marks: list[int] = marks
+        self._keys = [
+            (packet.pts, place)
+            for place, packet in enumerate(self._packets)
+            if self._jumps and packet.is_keyframe and packet.pts is not None
+        ]
+        self._keys.sort()
+        self.times, self.seconds = self._timeline(shown)
+
+    def __len__(self) -> int:
+        return len(self._marks)
+
+    def info(self) -> VideoInfo:
+        """Decodes the first frame, which knows the rotation. Raises BadSample."""
+        first = next(self.decoded([0]))
+        height, width = (
+            (first.height, first.width) if first.rotation % 180 == 0 else (first.width, first.height)
+        )
+        return VideoInfo(
+            seconds=self.seconds,
+            frames=len(self),
+            fps=len(self) / self.seconds,
+            width=width,
+            height=height,
+            rotation=first.rotation % 360,
+            codec=self._context.name,
+            extension=self.extension,
+        )
+
+    def pictures(self, numbers: Sequence[int]) -> np.ndarray:
+        """uint8 (T, H, W, 3): the frames `numbers`, in any order, as shown. Raises BadSample."""
+        wanted = sorted({int(number) for number in numbers})
+        if not wanted or not 0 <= wanted[0] <= wanted[-1] < len(self):
+            raise AuroraError(f"Clip {self.name} has frames 0 to {len(self) - 1}; {wanted} were asked for.")
+        pictures = dict(zip(wanted, self.each(wanted), strict=True))
+        return np.stack([pictures[int(number)] for number in numbers])
+
+    def each(self, wanted: Iterable[int]) -> Iterator[np.ndarray]:
+        """uint8 (H, W, 3) for each of the ascending frame numbers `wanted`. Raises BadSample.
+
+        A frame that is damaged beyond decoding is replaced by the one before it, as a player would show it; one of
+        another size than the first is scaled to the first one's.
+        """
+        import av
+
+        size = None
+        for frame in self.decoded(wanted):
+            try:
+                pixels = to_pixels(frame)
+            except (av.FFmpegError, ValueError) as error:
+                raise BadSample(
+                    f"Clip {self.name}: its pictures ({frame.format.name}) cannot be shown: {error}.",
+                    reason="decode",
+                ) from error
+            size = size or (pixels.shape[1], pixels.shape[0])
+            if size != (pixels.shape[1], pixels.shape[0]):
+                pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+            yield pixels
+
+    def decoded(self, wanted: Iterable[int]) -> Iterator[Any]:
+        """PyAV frames of the ascending frame numbers `wanted`, one each. Raises BadSample."""
+        run, before, after = self._forward(0), None, None
+        for number in wanted:
+            mark = self._marks[number]
+            key = self._key(mark)
+            if key > self._place:
+                run, before, after = self._forward(key), None, None
+                after = next(run, None)
+                if after is None or not self._starts_afresh(after, key):
+                    self._jumps = False
+                    run, before, after = self._forward(0), None, None
+            while before is None or before[0] < mark:
+                after = after or next(run, None)
+                if after is None or after[0] > mark:
+                    break
+                before, after = after, None
+            if before is None and after is None:
+                raise BadSample(
+                    f"Clip {self.name}: no frame can be decoded ({self._problem}).", reason="decode"
+                )
+            yield (before or after)[1]
+
+    def _forward(self, start: int) -> Iterator[tuple[int, Any]]:
+        """(mark, frame) of all frames that packets from `start` on decode to, in the order in which they are shown."""
+        import av
+
+        self._context.flush_buffers()
+        self._place, ordinal = start, 0
+        least = self._packets[start].pts if start else None
+        for place in range(start, len(self._packets) + 1):
+            self._place = place + 1
+            try:
+                frames = self._context.decode(self._packets[place] if place < len(self._packets) else None)
+            except av.FFmpegError as error:
+                self._problem = str(error)
+                continue
+            for frame in frames:
+                mark = ordinal if self._ordinal else frame.pts
+                ordinal += 1
+                # Pictures that follow a key frame in the file but are shown before it need the pictures before it.
+                if mark is not None and (least is None or mark >= least):
+                    yield mark, frame
+
+    def _key(self, mark: int) -> int:
+        """Place of the packet from which decoding can start to reach the frame at `mark`."""
+        found = bisect_right(self._keys, (mark, len(self._packets)))
+        return self._keys[found - 1][1] if self._jumps and found else 0
+
+    def _starts_afresh(self, first: tuple[int, Any], key: int) -> bool:
+        """Whether this first frame after a jump is the key frame, complete in itself.
+
+        H.264 with gradual refresh also calls pictures key frames that need what came before.
+        """
+        mark, frame = first
+        return mark == self._packets[key].pts and frame.pict_type == PICTURE_I
+
+    def _timeline(self, shown: list[Any]) -> tuple[np.ndarray, float]:
+        """(times, seconds): when frames appear, counted from the first, and when the last one ends."""
+        rate = self._stream.average_rate or self._stream.guessed_rate
+        usual = 1 / float(rate) if rate else 1 / 25
+        if self._ordinal:
+            stamps = [packet.dts for packet in shown]
+            if None in stamps or len(set(stamps)) < len(stamps):
+                return np.arange(len(self)) * usual, len(self) * usual
+        else:
+            stamps = self._marks
+        base = float(self._stream.time_base)
+        times = (np.sort(np.asarray(stamps, dtype=np.float64)) - min(stamps)) * base
+        last = max(shown, key=lambda packet: packet.dts if self._ordinal else packet.pts)
+        return times, float(times[-1]) + (last.duration * base if last.duration else usual)
+
+
+@contextmanager
+def open_clip(
+    content: bytes | Path, name: str, max_pixels: int = MAX_PIXELS, jumps: bool = True
+) -> Iterator[Clip]:
+    """The clip in these bytes (or this file), closed at the end. Its first video stream counts; cover pictures do not.
+
+    `jumps` False decodes every frame in turn. Raises BadSample: not_a_video, too_large, decode.
+    """
+    import av
+
+    allowed = {
+        "format_whitelist": ",".join(CONTAINERS),
+        "codec_whitelist": ",".join(CODECS),
+        "protocol_whitelist": "none",
+    }
+    with ExitStack() as stack:
+        file = io.BytesIO(content) if isinstance(content, bytes) else stack.enter_context(open(content, "rb"))
+        try:
+            container = stack.enter_context(
+                av.open(file, "r", container_options=allowed, metadata_errors="ignore")
+            )
+            clip = Clip(container, _stream(container, name, max_pixels), name, jumps)
+            clip.extension = _extension(container, _start(content))
+        except (av.FFmpegError, EOFError) as error:
+            raise _unopened(content, name, error) from error
+        yield clip
+
+
+def to_pixels(frame: Any) -> np.ndarray:
+    """A PyAV frame -> uint8 (H, W, 3), RGB, rotated as shown."""
+    pixels = frame.to_ndarray(format="rgb24", threads=1)
+    turns = frame.rotation // 90 % 4
+    return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
+
+
+def _stream(container: Any, name: str, max_pixels: int) -> Any:
+    """The first video stream that is not a cover picture, limited to one thread; other streams are not read."""
+    from av.stream import Discard, Disposition
+
+    stills = Disposition.attached_pic | Disposition.timed_thumbnails
+    streams = [stream for stream in container.streams.video if not stream.disposition & stills]
+    if not streams:
+        raise BadSample(f"Clip {name} has no video stream.", reason="not_a_video")
+    stream = streams[0]
+    context = stream.codec_context
+    if context.name not in CODECS:
+        raise BadSample(
+            f"Clip {name} is coded as {context.name}, which is not read. Convert it with "
+            f"`aurora-ds shards convert --video-reencode` from H.264, or use one of: {', '.join(CODECS)}.",
+            reason="not_a_video",
+        )
+    if context.width * context.height > max_pixels:
+        raise BadSample(
+            f"Clip {name} is {context.width} x {context.height}, more than data.max_pixels ({max_pixels}); it was "
+            "not decoded. Shrink it before conversion, or raise data.max_pixels.",
+            reason="too_large",
+        )
+    for other in container.streams:
+        if other is not stream:
+            other.discard = Discard.all
+    context.thread_count, context.thread_type = 1, "NONE"
+    context.options = {"max_pixels": str(max_pixels)}
+    return stream
+
+
+def _packets(container: Any, stream: Any, name: str) -> list[Any]:
+    """All packets of the stream in the order of decoding."""
+    announced = len(stream.index_entries)
+    packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_corrupt]
+    if len(packets) < announced:
+        raise BadSample(
+            f"Clip {name} is cut: it holds {len(packets)} of the {announced} frames of its index.",
+            reason="decode",
+        )
+    return packets
+
+
+def _shown(packet: Any, codec: str) -> bool:
+    """Whether a packet becomes a picture on screen: not those before an edit's start, nor VP8's hidden references."""
+    if packet.is_discard:
+        return False
+    return codec != "vp8" or bool(bytes(packet)[0] & 0x10)
+
+
+def _extension(container: Any, start: bytes) -> str:
+    if WEBM in start:
+        return "webm"
+    if container.metadata.get("major_brand", "").startswith("qt"):
+        return "mov"
+    return CONTAINERS[container.format.name]
+
+
+def _start(content: bytes | Path) -> bytes:
+    if isinstance(content, bytes):
+        return content[:64]
+    with open(content, "rb") as file:
+        return file.read(64)
+
+
+def _unopened(content: bytes | Path, name: str, error: Exception) -> BadSample:
+    """Why FFmpeg did not open the clip: damaged, or something else altogether."""
+    start = _start(content)
+    if not start:
+        return BadSample(f"Clip {name} is empty: 0 bytes.", reason="not_a_video")
+    if any(start[place:].startswith(each) for place, known in FIRST_BYTES.items() for each in known):
+        return BadSample(
+            f"Clip {name} starts as a video file but cannot be opened ({error}): it is damaged or was cut, "
+            "perhaps a broken download.",
+            reason="decode",
+        )
+    return BadSample(
+        f"Clip {name} is not a video of a known kind: it begins with {start[:16]!r}.",
+        reason="not_a_video",
+    )
