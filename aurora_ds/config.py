@@ -151,6 +151,9 @@ class DataConfig(_Section):
     max_pixels: PositiveInt = Field(
         100_000_000, description="images with more pixels are refused before decoding"
     )
+    image_decoder: Literal["auto", "pillow", "simplejpeg"] = Field(
+        "auto", description="auto: simplejpeg where it is installed, else Pillow; the pixels are the same"
+    )
     bad_samples: Literal["error", "skip"] = "error"
 
 

@@ -27,7 +27,9 @@ def retrieval_gallery(config: RunConfig, tokenizer: Any, result: RetrievalResult
 
     def picture(medium: int) -> np.ndarray:
         sample = reader.read(split, medium)
-        return np.asarray(open_image(sample.media, config.data.max_pixels, sample.key))
+        return np.asarray(
+            open_image(sample.media, config.data.max_pixels, sample.key, config.data.image_decoder)
+        )
 
     queries = []
     for text in chosen:

@@ -157,7 +157,7 @@ class _TrainBatches(_Batches):
     def _read(self, pair: int, medium: int, which: int) -> dict[str, Any]:
         data = self.config.data
         sample = self.reader.read(self.plan.split, medium)
-        image = open_image(sample.media, data.max_pixels, sample.key)
+        image = open_image(sample.media, data.max_pixels, sample.key, data.image_decoder)
         size = self.config.backbone.vision.image_size
         if data.augment == "train":
             key = np.random.SeedSequence([self.config.seed % 2**64, self.epoch, pair])
@@ -193,8 +193,9 @@ class _EvaluationBatches(_Batches):
     def batch(self, number: int) -> dict[str, Any]:
         media = self.media[number * self.batch_size : (number + 1) * self.batch_size]
         samples: list[Sample] = [self.reader.read(self.split, medium) for medium in media]
-        size, most = self.config.backbone.vision.image_size, self.config.data.max_pixels
-        images = [test_transform(open_image(sample.media, most, sample.key), size) for sample in samples]
+        size, data = self.config.backbone.vision.image_size, self.config.data
+        opened = (open_image(one.media, data.max_pixels, one.key, data.image_decoder) for one in samples)
+        images = [test_transform(image, size) for image in opened]
         return {
             "image": torch.stack(images),  # (batch, 3, size, size)
             "media_index": torch.tensor(media),
