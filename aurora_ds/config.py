@@ -136,7 +136,14 @@ class RetrievalConfig(_Section):
 class DataConfig(_Section):
     """Where shards are and how they are read."""
 
-    shards: str | None = None
+    shards: str | None = Field(
+        None, description="folder that `shards convert` wrote, or its http(s)://, s3://, gs:// or hf:// URL"
+    )
+    cache: str | None = Field(
+        None,
+        description="folder for shards from URLs; unset: $AURORA_DS_CACHE, else ~/.cache/aurora_ds/shards",
+    )
+    cache_gb: PositiveFloat = Field(100.0, description="most that the cache may hold, in 10^9 bytes")
     train_split: str = "train"
     eval_split: str = "test"
     lanes: PositiveInt = 64

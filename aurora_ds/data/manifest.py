@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
+from aurora_ds.data.store import LocalStore, ShardStore
 from aurora_ds.errors import AuroraError
 
 MANIFEST_NAME = "manifest.json"
@@ -104,12 +105,22 @@ class Manifest(BaseModel):
     origin: dict[str, Any] = Field(default_factory=dict)
     splits: dict[str, SplitEntry]
     _folder: Path = PrivateAttr(default=Path("."))
+    _store: ShardStore | None = PrivateAttr(default=None)
     _pair_ends: dict[tuple[str, str], np.ndarray] = PrivateAttr(default_factory=dict)
 
     @property
     def folder(self) -> Path:
-        """Where the shards are."""
+        """Where manifest.json is; the shards too, unless they are read from a URL."""
         return self._folder
+
+    @property
+    def store(self) -> ShardStore:
+        """What opens the shards."""
+        return self._store or LocalStore(self._folder)
+
+    def read_from(self, store: ShardStore) -> None:
+        """Takes the shards from `store` instead of `folder`."""
+        self._store = store
 
     @classmethod
     def load(cls, folder: str | Path) -> Manifest:

@@ -14,8 +14,9 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from aurora_ds.data.bad_sample import BadSample as BadSample
+from aurora_ds.data.bad_sample import Reason as Reason
 from aurora_ds.data.manifest import Manifest, SampleAddress
-from aurora_ds.errors import AuroraError
 
 BLOCK = tarfile.BLOCKSIZE  # 512 bytes
 IMAGE_TYPES = ("jpg", "png", "webp", "gif", "bmp")
@@ -23,30 +24,6 @@ VIDEO_TYPES = ("mp4", "webm", "mkv", "avi", "mov", "m4v", "mpg", "flv", "wmv", "
 RECORD_SCHEMA = 1
 
 Kind = Literal["image", "images", "video", "frames"]
-Reason = Literal[
-    "shard_cut",
-    "shard_missing",
-    "not_a_sample",
-    "record",
-    "not_an_image",
-    "not_a_video",
-    "too_large",
-    "decode",
-    "no_annotation",
-    "checksum",
-    "unreachable",
-]
-
-
-class BadSample(AuroraError):
-    """One sample cannot be used; `reason` says why. data.bad_samples=skip puts another in its place."""
-
-    def __init__(self, message: str, reason: Reason):
-        super().__init__(message)
-        self.reason = reason
-
-    def __reduce__(self) -> tuple[type[BadSample], tuple[str, Reason]]:
-        return type(self), (str(self), self.reason)
 
 
 @dataclass(frozen=True)
@@ -94,6 +71,7 @@ class ShardReader:
 
     def __init__(self, manifest: Manifest, most_open: int = 16):
         self.manifest = manifest
+        self._store = manifest.store
         self._most_open = most_open
         self._handles: OrderedDict[str, int] = OrderedDict()
 
@@ -122,19 +100,7 @@ class ShardReader:
     def _bytes(self, address: SampleAddress, size: int) -> bytes:
         handle = self._handles.get(address.shard)
         if handle is None:
-            path = self.manifest.folder / address.shard
-            try:
-                handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            except FileNotFoundError as error:
-                raise BadSample(
-                    f"Shard {path} is in the manifest but not in the folder. Copy it there, or convert the "
-                    "dataset again.",
-                    "shard_missing",
-                ) from error
-            except OSError as error:
-                raise BadSample(
-                    f"Shard {path} cannot be opened: {error.strerror}.", "shard_missing"
-                ) from error
+            handle = self._store.open(address.shard)
             self._handles[address.shard] = handle
             if len(self._handles) > self._most_open:
                 os.close(self._handles.popitem(last=False)[1])

@@ -13,6 +13,7 @@ import pytest
 
 from aurora_ds.data.manifest import Manifest, SampleAddress
 from aurora_ds.data.reader import BadSample, ShardReader, parse_sample
+from aurora_ds.data.store import LocalStore
 from aurora_ds.errors import AuroraError
 
 HERE = SampleAddress("train-000000.tar", 0, 0)
@@ -63,7 +64,7 @@ def test_a_long_record_is_read_in_full(tmp_path: Path) -> None:
     (tmp_path / "s.tar").write_bytes(block)
 
     class OneSample:
-        folder = tmp_path
+        store = LocalStore(tmp_path)
 
         def address(self, split: str, medium: int) -> SampleAddress:
             return SampleAddress("s.tar", 0, len(block))
