@@ -1,19 +1,24 @@
 """Frames of encoded clips: what a clip is, frames by number, frames by a sampling strategy, and clips for storage.
 
-Containers and codecs are PyAV's work (aurora_ds.data.video_pyav). Times are seconds from the clip's first frame.
+Containers, frame numbers and times are PyAV's work (aurora_ds.data.video_pyav), whatever decodes. Times are seconds
+from the clip's first frame.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from aurora_ds.data.sampling import CLIP_SECONDS, Strategy, choose
-from aurora_ds.data.video_pyav import MAX_PIXELS, VideoInfo, open_clip
+from aurora_ds.data.video_pyav import MAX_PIXELS, Clip, VideoInfo, open_clip
 from aurora_ds.data.video_storage import frames_as_jpeg as frames_as_jpeg
 from aurora_ds.data.video_storage import reencode as reencode
+
+# auto is PyAV: torchcodec is not faster on a CPU, and its colours of 10-bit clips differ.
+Decoder = Literal["auto", "pyav", "torchcodec"]
 
 
 def probe(content: bytes | Path, name: str, max_pixels: int = MAX_PIXELS) -> VideoInfo:
@@ -23,11 +28,15 @@ def probe(content: bytes | Path, name: str, max_pixels: int = MAX_PIXELS) -> Vid
 
 
 def read_frames(
-    content: bytes | Path, numbers: Sequence[int], name: str, max_pixels: int = MAX_PIXELS
+    content: bytes | Path,
+    numbers: Sequence[int],
+    name: str,
+    max_pixels: int = MAX_PIXELS,
+    decoder: Decoder = "auto",
 ) -> np.ndarray:
     """uint8 (T, H, W, 3): frames by number from 0, as shown. Raises BadSample; AuroraError for wrong numbers."""
     with open_clip(content, name, max_pixels) as clip:
-        return clip.pictures(numbers)
+        return _pictures(content, clip, numbers, decoder)
 
 
 def sample_frames(
@@ -40,6 +49,7 @@ def sample_frames(
     window: tuple[float, float | None] | None = None,
     clip_seconds: float = CLIP_SECONDS,
     max_pixels: int = MAX_PIXELS,
+    decoder: Decoder = "auto",
 ) -> tuple[np.ndarray, np.ndarray]:
     """(frames uint8 (count, H, W, 3), seconds float64 (count,)): `count` frames chosen as sampling.choose does.
 
@@ -48,4 +58,13 @@ def sample_frames(
     """
     with open_clip(content, name, max_pixels) as clip:
         numbers = choose(clip.times, clip.seconds, count, how, generator, window, clip_seconds)
-        return clip.pictures(numbers), clip.times[numbers]
+        return _pictures(content, clip, numbers, decoder), clip.times[numbers]
+
+
+def _pictures(content: bytes | Path, clip: Clip, numbers: Sequence[int], decoder: Decoder) -> np.ndarray:
+    clip.check(numbers)
+    if decoder != "torchcodec":
+        return clip.pictures(numbers)
+    from aurora_ds.data import video_torchcodec
+
+    return video_torchcodec.pictures(content, clip, numbers)

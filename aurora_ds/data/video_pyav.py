@@ -70,6 +70,7 @@ class Clip:
 
     def __init__(self, container: Any, stream: Any, name: str, jumps: bool):
         self.name, self.extension, self._stream = name, CONTAINERS[container.format.name], stream
+        self.stream_index, self._start = stream.index, 0.0
         self._context = stream.codec_context
         self._packets = _packets(container, stream, name)
         self._place, self._problem = 0, "it holds no picture"
@@ -113,11 +114,19 @@ class Clip:
             extension=self.extension,
         )
 
+    def check(self, numbers: Sequence[int]) -> None:
+        """Raises AuroraError unless `numbers` are frames of the clip, one or more."""
+        wanted = [int(number) for number in numbers]
+        if not wanted or not 0 <= min(wanted) <= max(wanted) < len(self):
+            raise AuroraError(f"Clip {self.name} has frames 0 to {len(self) - 1}; {wanted} were asked for.")
+
+    def shown_at(self, number: int) -> float:
+        """Second at which a frame appears by the container's own clock, which need not start at 0."""
+        return self._start + float(self.times[number])
+
     def pictures(self, numbers: Sequence[int]) -> np.ndarray:
         """uint8 (T, H, W, 3): the frames `numbers`, in any order, as shown. Raises BadSample."""
         wanted = sorted({int(number) for number in numbers})
-        if not wanted or not 0 <= wanted[0] <= wanted[-1] < len(self):
-            raise AuroraError(f"Clip {self.name} has frames 0 to {len(self) - 1}; {wanted} were asked for.")
         pictures = dict(zip(wanted, self.each(wanted), strict=True))
         return np.stack([pictures[int(number)] for number in numbers])
 
@@ -168,10 +177,14 @@ class Clip:
 
     def _forward(self, start: int) -> Iterator[tuple[int, Any]]:
         """(mark, frame) of all frames that packets from `start` on decode to, in the order in which they are shown."""
+        self._context.flush_buffers()
+        self._place = start
+        return self._frames(start)
+
+    def _frames(self, start: int) -> Iterator[tuple[int, Any]]:
         import av
 
-        self._context.flush_buffers()
-        self._place, ordinal = start, 0
+        ordinal = 0
         least = self._packets[start].pts if start else None
         for place in range(start, len(self._packets) + 1):
             self._place = place + 1
@@ -203,14 +216,14 @@ class Clip:
     def _timeline(self, shown: list[Any]) -> tuple[np.ndarray, float]:
         """(times, seconds): when frames appear, counted from the first, and when the last one ends."""
         rate = self._stream.average_rate or self._stream.guessed_rate
-        usual = 1 / float(rate) if rate else 1 / 25
+        usual, base = (1 / float(rate) if rate else 1 / 25), float(self._stream.time_base)
         if self._ordinal:
             stamps = [packet.dts for packet in shown]
             if None in stamps or len(set(stamps)) < len(stamps):
                 return np.arange(len(self)) * usual, len(self) * usual
         else:
             stamps = self._marks
-        base = float(self._stream.time_base)
+        self._start = min(stamps) * base
         times = (np.sort(np.asarray(stamps, dtype=np.float64)) - min(stamps)) * base
         last = max(shown, key=lambda packet: packet.dts if self._ordinal else packet.pts)
         return times, float(times[-1]) + (last.duration * base if last.duration else usual)
@@ -263,8 +276,8 @@ def _stream(container: Any, name: str, max_pixels: int) -> Any:
     context = stream.codec_context
     if context.name not in CODECS:
         raise BadSample(
-            f"Clip {name} is coded as {context.name}, which is not read. Convert it with "
-            f"`aurora-ds shards convert --video-reencode` from H.264, or use one of: {', '.join(CODECS)}.",
+            f"Clip {name} is coded as {context.name}, which is not read. Encode it as H.264, or as one of: "
+            f"{', '.join(CODECS)}.",
             reason="not_a_video",
         )
     if context.width * context.height > max_pixels:
@@ -282,15 +295,17 @@ def _stream(container: Any, name: str, max_pixels: int) -> Any:
 
 
 def _packets(container: Any, stream: Any, name: str) -> list[Any]:
-    """All packets of the stream in the order of decoding."""
-    announced = len(stream.index_entries)
-    packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_corrupt]
-    if len(packets) < announced:
+    """All packets of the stream in the order of decoding. Raises BadSample when the file was cut."""
+    packets = [packet for packet in container.demux(stream) if packet.dts is not None or packet.size]
+    whole = [packet for packet in packets if packet.size and not packet.is_corrupt]
+    # The index of an mp4 lists every frame, whether the file still holds it or not.
+    announced = len(stream.index_entries) if container.format.name.startswith("mov") else 0
+    if len(packets) - sum(packet.is_corrupt for packet in packets) < announced:
         raise BadSample(
-            f"Clip {name} is cut: it holds {len(packets)} of the {announced} frames of its index.",
+            f"Clip {name} is cut: it holds {len(whole)} of the {announced} frames of its index.",
             reason="decode",
         )
-    return packets
+    return whole
 
 
 def _shown(packet: Any, codec: str) -> bool:

@@ -1,0 +1,105 @@
+"""A sample's clip -> frames -> float32 (T, 3, S, S), for clips stored as video and for those stored as JPEG frames.
+
+As published (BLIP and Aurora on video), frames are resized straight to S x S, aspect not kept, then normalised like
+images. The published readers resize inside the decoder (decord); ours is Pillow's bicubic, as for images.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from aurora_ds.data.decode import open_image
+from aurora_ds.data.image import test_transform, train_transform
+from aurora_ds.data.reader import BadSample, Sample
+from aurora_ds.data.sampling import CLIP_SECONDS, Strategy, choose
+from aurora_ds.data.video import Decoder, sample_frames
+
+
+def sample_clip(
+    sample: Sample,
+    count: int,
+    how: Strategy,
+    generator: np.random.Generator | None = None,
+    *,
+    window: tuple[float, float | None] | None = None,
+    clip_seconds: float = CLIP_SECONDS,
+    max_pixels: int,
+    decoder: Decoder = "auto",
+) -> tuple[np.ndarray, np.ndarray]:
+    """(frames uint8 (count, H, W, 3), seconds float64 (count,)) of a sample of kind "video" or "frames".
+
+    A clip stored as frames is sampled by the same strategies, each stored frame standing for an equal stretch of the
+    clip. Raises BadSample; AuroraError for a wrong strategy, count or window.
+    """
+    if sample.kind == "video":
+        return sample_frames(
+            sample.media,
+            count,
+            how,
+            generator,
+            name=sample.key,
+            window=window,
+            clip_seconds=clip_seconds,
+            max_pixels=max_pixels,
+            decoder=decoder,
+        )
+    if sample.kind != "frames":
+        raise BadSample(f"Sample {sample.key} is of kind {sample.kind!r}, not a clip.", reason="not_a_video")
+    stamps, seconds = _stored_times(sample)
+    stretches = np.arange(len(stamps)) * (seconds / len(stamps))
+    numbers = choose(stretches, seconds, count, how, generator, window, clip_seconds)
+    # A stored frame that is asked for several times is decoded once.
+    pixels: dict[int, np.ndarray] = {}
+    for number in dict.fromkeys(numbers.tolist()):
+        name = f"{sample.key}, frame {number}"
+        pixels[number] = np.asarray(open_image(sample.parts[number].content, max_pixels, name))
+    frames = [pixels[number] for number in numbers.tolist()]
+    if len({frame.shape for frame in frames}) > 1:
+        raise BadSample(f"Sample {sample.key} holds frames of different sizes.", reason="decode")
+    return np.stack(frames), stamps[numbers]
+
+
+def clip_transform(frames: np.ndarray, size: int) -> Tensor:
+    """uint8 (T, H, W, 3) -> float32 (T, 3, size, size), normalised. Bicubic, aspect not kept."""
+    return torch.stack([test_transform(Image.fromarray(frame), size) for frame in frames])
+
+
+def train_clip_transform(
+    frames: np.ndarray,
+    size: int,
+    random: np.random.Generator,
+    crop_scale: tuple[float, float] = (0.5, 1.0),
+    horizontal_flip: bool = True,
+    randaugment: bool = True,
+) -> Tensor:
+    """uint8 (T, H, W, 3) -> float32 (T, 3, size, size), normalised, every frame augmented by the same draws.
+
+    One crop, one flip and the same operations for all frames, so that nothing moves that did not move in the clip.
+    """
+    ours, planes = copy.deepcopy(random), []
+    for frame in frames:
+        # The last frame draws from `random` itself, which so ends where one image would leave it.
+        draws = random if len(planes) == len(frames) - 1 else copy.deepcopy(ours)
+        image = Image.fromarray(frame)
+        planes.append(train_transform(image, size, draws, crop_scale, horizontal_flip, randaugment))
+    return torch.stack(planes)
+
+
+def _stored_times(sample: Sample) -> tuple[np.ndarray, float]:
+    """(seconds of each stored frame, seconds of the clip) by the record. Raises BadSample when they do not fit."""
+    stamps, source = sample.record.get("frame_seconds"), sample.record.get("source")
+    seconds = source.get("seconds") if isinstance(source, dict) else None
+    fits = isinstance(stamps, list) and len(stamps) == len(sample.parts) and len(stamps) > 0
+    numbers = [*(stamps if fits else []), seconds]
+    if not fits or not all(isinstance(each, int | float) for each in numbers) or not seconds > 0:
+        raise BadSample(
+            f"Sample {sample.key} has {len(sample.parts)} frames, and its record must say when each is seen "
+            "(frame_seconds) and how long the clip is (source.seconds).",
+            reason="record",
+        )
+    return np.asarray(stamps, dtype=np.float64), float(seconds)
