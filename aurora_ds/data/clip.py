@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from aurora_ds.data.bad_sample import BadSample
 from aurora_ds.data.decode import open_image
 from aurora_ds.data.image import test_transform, train_transform
-from aurora_ds.data.reader import BadSample, Sample
+from aurora_ds.data.reader import Sample
 from aurora_ds.data.sampling import CLIP_SECONDS, Strategy, choose
 from aurora_ds.data.video import Decoder, sample_frames
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from aurora_ds.data.reader import BadSample
+from aurora_ds.data.bad_sample import BadSample
 from aurora_ds.errors import AuroraError
 
 # FFmpeg's name of a container -> extension in a shard.
@@ -41,6 +41,7 @@ CODECS = (
 ).split()
 # Their pictures build on the ones before even where a packet calls itself a key frame.
 NO_JUMPS = ("gif",)
+HEADER_SECONDS = ("matroska,webm", "avi", "flv")
 MAX_PIXELS = 8192 * 8192
 PICTURE_I = 1  # av.video.frame.PictureType.I
 FIRST_BYTES = {
@@ -77,8 +78,9 @@ class Clip:
         self._jumps = jumps and self._context.name not in NO_JUMPS
         shown = [packet for packet in self._packets if _shown(packet, self._context.name)]
         marks = [packet.pts for packet in shown]
-        # AVI and MPEG may leave out presentation times. Then frames are known by their order only.
-        self._ordinal = None in marks or len(set(marks)) < len(marks)
+        # AVI has no presentation times, others may leave them out. Then frames are known by their order only.
+        guessed = container.format.name == "avi" and self._context.has_b_frames
+        self._ordinal = guessed or None in marks or len(set(marks)) < len(marks)
         if self._ordinal:
             self._jumps, marks = False, list(range(len(shown)))
         else:
@@ -252,7 +254,8 @@ def open_clip(
             )
             clip = Clip(container, _stream(container, name, max_pixels), name, jumps)
             clip.extension = _extension(container, _start(content))
-        except (av.FFmpegError, EOFError) as error:
+        # FFmpegError, and what Python says of places and streams that a damaged header points to.
+        except (av.FFmpegError, OSError, ValueError, EOFError, IndexError) as error:
             raise _unopened(content, name, error) from error
         yield clip
 
@@ -266,7 +269,7 @@ def to_pixels(frame: Any) -> np.ndarray:
 
 def _stream(container: Any, name: str, max_pixels: int) -> Any:
     """The first video stream that is not a cover picture, limited to one thread; other streams are not read."""
-    from av.stream import Discard, Disposition
+    from av.stream import Disposition
 
     stills = Disposition.attached_pic | Disposition.timed_thumbnails
     streams = [stream for stream in container.streams.video if not stream.disposition & stills]
@@ -274,9 +277,10 @@ def _stream(container: Any, name: str, max_pixels: int) -> Any:
         raise BadSample(f"Clip {name} has no video stream.", reason="not_a_video")
     stream = streams[0]
     context = stream.codec_context
-    if context.name not in CODECS:
+    codec = context.name if context else "nothing known"
+    if codec not in CODECS:
         raise BadSample(
-            f"Clip {name} is coded as {context.name}, which is not read. Encode it as H.264, or as one of: "
+            f"Clip {name} is coded as {codec}, which is not read. Encode it as H.264, or as one of: "
             f"{', '.join(CODECS)}.",
             reason="not_a_video",
         )
@@ -286,26 +290,44 @@ def _stream(container: Any, name: str, max_pixels: int) -> Any:
             "not decoded. Shrink it before conversion, or raise data.max_pixels.",
             reason="too_large",
         )
-    for other in container.streams:
-        if other is not stream:
-            other.discard = Discard.all
     context.thread_count, context.thread_type = 1, "NONE"
     context.options = {"max_pixels": str(max_pixels)}
     return stream
 
 
 def _packets(container: Any, stream: Any, name: str) -> list[Any]:
-    """All packets of the stream in the order of decoding. Raises BadSample when the file was cut."""
-    packets = [packet for packet in container.demux(stream) if packet.dts is not None or packet.size]
-    whole = [packet for packet in packets if packet.size and not packet.is_corrupt]
-    # The index of an mp4 lists every frame, whether the file still holds it or not.
-    announced = len(stream.index_entries) if container.format.name.startswith("mov") else 0
-    if len(packets) - sum(packet.is_corrupt for packet in packets) < announced:
-        raise BadSample(
-            f"Clip {name} is cut: it holds {len(whole)} of the {announced} frames of its index.",
-            reason="decode",
+    """All packets of the stream in the order of decoding. Raises BadSample when the file was cut.
+
+    Found by the index of an mp4, which lists every frame, and by the length in the header of HEADER_SECONDS. Other
+    containers say neither: there the frames that are left count.
+    """
+    from av.stream import Discard
+
+    cut, kind = None, container.format.name
+    if kind in HEADER_SECONDS:
+        packets, end, announced = [], 0.0, (container.duration or 0) / 1e6
+        for packet in container.demux():
+            if packet.pts is not None:
+                end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+            if packet.stream is stream:
+                packets.append(packet)
+        # Headers are a little off at the best of times; a broken download is a lot shorter.
+        if end < 0.9 * announced - 0.5:
+            cut = f"it holds {end:.2f} of the {announced:.2f} s of its header"
+    else:
+        for other in container.streams:
+            if other is not stream:
+                other.discard = Discard.all
+        packets = list(container.demux(stream))
+        announced = len(stream.index_entries) if kind.startswith("mov") else 0
+        left = sum(
+            (packet.dts is not None or packet.size > 0) and not packet.is_corrupt for packet in packets
         )
-    return whole
+        if left < announced:
+            cut = f"it holds {left} of the {announced} frames of its index"
+    if cut:
+        raise BadSample(f"Clip {name} is cut: {cut}.", reason="decode")
+    return [packet for packet in packets if packet.size and not packet.is_corrupt]
 
 
 def _shown(packet: Any, codec: str) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from aurora_ds.data.reader import BadSample
+from aurora_ds.data.bad_sample import BadSample
 from aurora_ds.data.video_pyav import Clip
 from aurora_ds.errors import AuroraError
 
