@@ -104,7 +104,7 @@ def draw_contact_sheet(manifest: Manifest, reader: ShardReader) -> Image.Image:
 
 def _split_summary(manifest: Manifest, reader: ShardReader, name: str) -> dict[str, Any]:
     split = manifest.split(name)
-    counts = [count for shard in split.shards for count in shard.counts.get("captions", [])]
+    counts = manifest.annotation_counts(name, "captions").tolist()
     words, sizes = [], []
     for medium in _spread(split.samples, RECORDS_READ):
         _, record = reader.record(name, medium)

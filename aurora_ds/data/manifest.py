@@ -1,4 +1,4 @@
-"""manifest.json, the index of a folder of tar shards (schema 1): what is in which shard and at which byte.
+"""manifest.json and the index beside it (schema 1): what is in which tar shard of a folder, and at which byte.
 
 A shard holds samples; a sample is one medium (image or clip) with its annotations. An annotation of a medium makes
 one pair with it, for example (image, caption). Media and pairs of a split are numbered from 0 in shard order.
@@ -9,13 +9,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
 
+from aurora_ds.data.shard_index import INDEX_NAME, ShardIndex, write_index
 from aurora_ds.data.store import LocalStore, ShardStore
 from aurora_ds.errors import AuroraError
 
@@ -32,7 +42,7 @@ class SampleAddress(NamedTuple):
 
 
 class ShardEntry(BaseModel):
-    """One tar. `counts[kind][i]`: how many annotations of that kind (captions, questions, …) sample i has."""
+    """One tar. `counts`: how many annotations of each kind (captions, questions, …) its samples have together."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -41,25 +51,11 @@ class ShardEntry(BaseModel):
     pairs: int = Field(ge=0)
     bytes: int = Field(ge=0)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    offsets: list[int] = Field(description="first byte of each sample, then the end of the last one")
-    counts: dict[str, list[int]]
+    counts: dict[str, NonNegativeInt] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _agree(self) -> ShardEntry:
-        if len(self.offsets) != self.samples + 1:
-            raise ValueError(
-                f"{self.file}: {len(self.offsets)} offsets for {self.samples} samples (one more is right)"
-            )
-        if any(later <= earlier for earlier, later in zip(self.offsets, self.offsets[1:], strict=False)):
-            raise ValueError(f"{self.file}: offsets do not increase")
-        if self.offsets[-1] > self.bytes:
-            raise ValueError(
-                f"{self.file}: the last offset {self.offsets[-1]} lies beyond its {self.bytes} bytes"
-            )
-        for kind, numbers in self.counts.items():
-            if len(numbers) != self.samples or min(numbers, default=0) < 0:
-                raise ValueError(f"{self.file}: counts of {kind} do not fit {self.samples} samples")
-        if self.pairs != sum(map(sum, self.counts.values())):
+        if self.pairs != sum(self.counts.values()):
             raise ValueError(f"{self.file}: {self.pairs} pairs, but its counts sum to something else")
         return self
 
@@ -82,20 +78,36 @@ class SplitEntry(BaseModel):
             )
         return self
 
+    @classmethod
+    def of(cls, shards: list[ShardEntry]) -> SplitEntry:
+        """A split of these shards, with their totals."""
+        samples, pairs = sum(shard.samples for shard in shards), sum(shard.pairs for shard in shards)
+        return cls(samples=samples, pairs=pairs, shards=shards)
+
+    @cached_property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of annotations that its samples have, sorted."""
+        return tuple(sorted({kind for shard in self.shards for kind, count in shard.counts.items() if count}))
+
     @cached_property
     def first_media(self) -> np.ndarray:
         """int64 (shards + 1,): number of the first medium of each shard, then the total."""
         return np.cumsum([0, *(shard.samples for shard in self.shards)])
 
-    def pair_ends(self, kind: str) -> np.ndarray:
-        """int64 (media,): one past the last pair of each medium, pairs of `kind` numbered over the split."""
-        empty: list[int] = []
-        numbers = [np.asarray(s.counts.get(kind, [0] * s.samples), dtype=np.int64) for s in self.shards]
-        return np.cumsum(np.concatenate([np.asarray(empty, dtype=np.int64), *numbers]))
+
+class IndexFile(BaseModel):
+    """The file with the arrays of single samples, see shard_index.py."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    file: Literal["index.safetensors"] = INDEX_NAME
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
 class Manifest(BaseModel):
-    """A whole folder of shards. `origin` says from what and how it was converted."""
+    """A whole folder of shards. `origin` says from what and how it was converted; `files`: name -> sha256 of what lies
+    beside the shards (ground truth, answer list)."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -103,8 +115,11 @@ class Manifest(BaseModel):
     dataset: str
     licence: str = ""
     origin: dict[str, Any] = Field(default_factory=dict)
+    files: dict[str, str] = Field(default_factory=dict)
+    index: IndexFile | None = None
     splits: dict[str, SplitEntry]
     _folder: Path = PrivateAttr(default=Path("."))
+    _arrays: ShardIndex = PrivateAttr(default_factory=lambda: ShardIndex({}))
     _store: ShardStore | None = PrivateAttr(default=None)
     _pair_ends: dict[tuple[str, str], np.ndarray] = PrivateAttr(default_factory=dict)
 
@@ -137,31 +152,49 @@ class Manifest(BaseModel):
                 f"{folder} has no {MANIFEST_NAME}, so it holds no finished shards. If a conversion was "
                 "stopped, run the same `aurora-ds shards convert` again: it continues."
             )
+        manifest = cls.from_json(path.read_bytes(), str(path))
+        manifest._folder = folder
+        manifest._open_index(path)
+        return manifest
+
+    @classmethod
+    def from_json(cls, text: bytes, name: str) -> Manifest:
+        """manifest.json alone, without the index; messages call it `name`. Raises AuroraError as `load` does."""
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(text)
         except (UnicodeDecodeError, json.JSONDecodeError) as error:
             raise AuroraError(
-                f"{path} is not JSON ({error}). Convert the dataset again into an empty folder."
+                f"{name} is not JSON ({error}). Convert the dataset again into an empty folder."
             ) from error
         found = content.get("schema") if isinstance(content, dict) else None
         if found != SCHEMA:
             raise AuroraError(
-                f"{path} has schema {found!r}; this version reads schema {SCHEMA}. Convert the dataset again."
+                f"{name} has schema {found!r}; this version reads schema {SCHEMA}. Convert the dataset again."
             )
         try:
-            manifest = cls.model_validate(content)
+            return cls.model_validate(content)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "the file"
             raise AuroraError(
-                f"{path}: {where}: {first['msg']} ({error.error_count()} problem(s) in all). It was changed or "
+                f"{name}: {where}: {first['msg']} ({error.error_count()} problem(s) in all). It was changed or "
                 "cut after it was written; convert the dataset again."
             ) from error
-        manifest._folder = folder
-        return manifest
+
+    def with_arrays(self, arrays: Mapping[str, np.ndarray]) -> Manifest:
+        """Itself, with the tensors of shard_index.py in memory. Raises AuroraError when they do not fit."""
+        self._arrays = ShardIndex(arrays)
+        self._check_arrays(self.folder / INDEX_NAME)
+        return self
 
     def save(self, folder: str | Path) -> Path:
-        """Writes manifest.json under a temporary name, syncs and renames it."""
+        """Writes the index, then manifest.json: each under a temporary name, synced and renamed."""
+        size, sha256 = write_index(Path(folder) / INDEX_NAME, self._arrays.parts())
+        self.index = IndexFile(bytes=size, sha256=sha256)
+        return self.save_json(folder)
+
+    def save_json(self, folder: str | Path) -> Path:
+        """Writes manifest.json alone, where the index is written already."""
         path = Path(folder) / MANIFEST_NAME
         # One shard per line keeps a manifest of thousands of samples readable by people and by diff.
         content = self.model_dump(by_alias=True, exclude={"splits"})
@@ -203,13 +236,51 @@ class Manifest(BaseModel):
         starts = np.where(media > 0, ends[media - 1], 0)
         return media.astype(np.int64), pairs - starts
 
-    def address(self, split: str, medium: int) -> SampleAddress:
-        """Where medium number `medium` of the split is stored."""
+    def kinds(self, split: str) -> tuple[str, ...]:
+        """Kinds of annotations in the split: captions, questions, …"""
+        return self.split(split).kinds
+
+    def annotation_counts(self, split: str, kind: str = "captions") -> np.ndarray:
+        """int32 (media,): how many annotations of `kind` each medium of the split has.
+
+        Raises AuroraError when they do not sum to what the manifest says of each shard.
+        """
         entry = self.split(split)
-        shard = int(np.searchsorted(entry.first_media, medium, side="right")) - 1
-        place = medium - int(entry.first_media[shard])
-        offsets = entry.shards[shard].offsets
-        return SampleAddress(entry.shards[shard].file, offsets[place], offsets[place + 1])
+        if kind not in entry.kinds:
+            return np.zeros(entry.samples, dtype=np.int32)
+        counts = self._arrays[f"{split}/counts/{kind}"]
+        ends = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])[entry.first_media]
+        wrong = np.flatnonzero(np.diff(ends) != [shard.counts.get(kind, 0) for shard in entry.shards])
+        if len(wrong) or (len(counts) and counts.min() < 0):
+            shard = entry.shards[int(wrong[0])].file if len(wrong) else f"split {split}"
+            raise AuroraError(
+                f"{self.folder / INDEX_NAME}: its counts of {kind} do not sum to what {MANIFEST_NAME} says of {shard}. "
+                "It was changed after it was written; copy it again, or convert the dataset again."
+            )
+        return counts
+
+    def offsets(self, split: str, shard: int) -> np.ndarray:
+        """int64 (samples + 1,): first byte of each sample of shard number `shard`, then the last one's end."""
+        entry = self.split(split)
+        first, end = (int(number) for number in entry.first_media[shard : shard + 2])
+        return self._arrays[f"{split}/offsets"][first + shard : end + shard + 1]
+
+    def shard_of(self, split: str, medium: int) -> int:
+        """Number, in the split, of the shard that holds the medium."""
+        return int(np.searchsorted(self.split(split).first_media, medium, side="right")) - 1
+
+    def address(self, split: str, medium: int) -> SampleAddress:
+        """Where medium number `medium` of the split is stored. Raises AuroraError for an index that cannot be true."""
+        entry, shard = self.split(split), self.shard_of(split, medium)
+        place = medium + shard
+        start, end = (int(offset) for offset in self._arrays[f"{split}/offsets"][place : place + 2])
+        if not 0 <= start < end <= entry.shards[shard].bytes:
+            raise AuroraError(
+                f"{self.folder / INDEX_NAME}: medium {medium} of {split} would be bytes {start} to {end} of "
+                f"{entry.shards[shard].file}, which has {entry.shards[shard].bytes}. The index was changed after it "
+                "was written; copy it again, or convert the dataset again."
+            )
+        return SampleAddress(entry.shards[shard].file, start, end)
 
     def fingerprint(self, split: str) -> str:
         """sha256 over the shard checksums of the split: equal only for the same samples in the same order."""
@@ -218,9 +289,37 @@ class Manifest(BaseModel):
         ).hexdigest()
 
     def _ends(self, split: str, kind: str) -> np.ndarray:
+        """int64 (media,): one past the last pair of each medium, pairs of `kind` numbered over the split."""
         if (split, kind) not in self._pair_ends:
-            self._pair_ends[split, kind] = self.split(split).pair_ends(kind)
+            counts = self.annotation_counts(split, kind)
+            self._pair_ends[split, kind] = np.cumsum(counts, dtype=np.int64)
         return self._pair_ends[split, kind]
+
+    def _open_index(self, path: Path) -> None:
+        """Maps the index. Its size is checked here, its sums when they are used, its sha256 by `shards verify`."""
+        if self.index is None:
+            raise AuroraError(f"{path} names no index. Convert the dataset again.")
+        index = path.with_name(self.index.file)
+        self._arrays = ShardIndex.open(index)
+        size = index.stat().st_size
+        if size != self.index.bytes:
+            raise AuroraError(
+                f"{index} has {size} bytes, the manifest says {self.index.bytes}. It belongs to another manifest or "
+                "was cut: copy both files again, or convert the dataset again."
+            )
+        self._check_arrays(index)
+
+    def _check_arrays(self, path: Path) -> None:
+        for name, split in self.splits.items():
+            wanted = {f"{name}/offsets": split.samples + len(split.shards)}
+            wanted |= {f"{name}/counts/{kind}": split.samples for kind in split.kinds}
+            for tensor, length in wanted.items():
+                found = len(self._arrays[tensor]) if tensor in self._arrays else 0
+                if found != length:
+                    raise AuroraError(
+                        f"{path}: {tensor} has {found} numbers, the manifest asks for {length}. Copy manifest.json and "
+                        "the index again, or convert the dataset again."
+                    )
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import tarfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ PROBLEMS_SHOWN = 10
 class _Check:
     folder: Path
     entry: ShardEntry
+    offsets: list[int]
+    counts: dict[str, list[int]]
 
 
 def verify_shards(folder: str | Path, workers: int = 1) -> dict[str, Any]:
@@ -45,8 +48,11 @@ def verify_shards(folder: str | Path, workers: int = 1) -> dict[str, Any]:
 
 def find_problems(manifest: Manifest, workers: int = 1) -> tuple[list[str], dict[str, int]]:
     """(problems, counts of shards, samples, pairs and bytes checked)."""
-    checks = [_Check(manifest.folder, entry) for split in manifest.splits.values() for entry in split.shards]
+    checks = list(_checks(manifest))
     problems: list[str] = []
+    index = manifest.folder / manifest.index.file
+    if hashlib.sha256(index.read_bytes()).hexdigest() != manifest.index.sha256:
+        problems.append(f"{index.name}: its sha256 is not the manifest's")
     seen: dict[str, str] = {}
     with counter("Checking", sum(check.entry.samples for check in checks)) as progress:
         for check, (found, keys) in zip(checks, run_in_order(_check_shard, checks, workers), strict=True):
@@ -69,6 +75,15 @@ def find_problems(manifest: Manifest, workers: int = 1) -> tuple[list[str], dict
     }
 
 
+def _checks(manifest: Manifest) -> Iterator[_Check]:
+    for name, split in manifest.splits.items():
+        counts = {kind: manifest.annotation_counts(name, kind) for kind in split.kinds}
+        for number, entry in enumerate(split.shards):
+            first, end = split.first_media[number : number + 2]
+            own = {kind: numbers[first:end].tolist() for kind, numbers in counts.items()}
+            yield _Check(manifest.folder, entry, manifest.offsets(name, number).tolist(), own)
+
+
 def _check_shard(check: _Check) -> tuple[list[str], list[str]]:
     """(problems of one shard, its keys)"""
     path, entry = check.folder / check.entry.file, check.entry
@@ -83,7 +98,7 @@ def _check_shard(check: _Check) -> tuple[list[str], list[str]]:
         problems.append(f"{entry.file}: its sha256 is not the manifest's")
     names = _member_names(path, problems)
     keys: list[str] = []
-    for number, (start, end) in enumerate(zip(entry.offsets, entry.offsets[1:], strict=False)):
+    for number, (start, end) in enumerate(zip(check.offsets, check.offsets[1:], strict=False)):
         try:
             sample = parse_sample(content[start:end], SampleAddress(entry.file, start, end))
             for part in sample.parts:
@@ -93,8 +108,8 @@ def _check_shard(check: _Check) -> tuple[list[str], list[str]]:
             problems.append(str(error))
             continue
         keys.append(sample.key)
-        expected = {kind: counts[number] for kind, counts in entry.counts.items()}
-        found = {kind: len(sample.record.get(kind, [])) for kind in entry.counts}
+        expected = {kind: counts[number] for kind, counts in check.counts.items()}
+        found = {kind: len(sample.record.get(kind, [])) for kind in check.counts}
         if found != expected:
             problems.append(f"{entry.file}: {sample.key} has {found}, the manifest says {expected}")
         if names[2 * number : 2 * number + 2] != [f"{sample.key}.json", f"{sample.key}.{sample.extension}"]:

@@ -12,9 +12,12 @@ import torch
 from PIL import Image
 
 from aurora_ds.config import RunConfig
-from aurora_ds.data.convert import convert
+from aurora_ds.data.convert import convert, load_recipe
+from aurora_ds.data.convert.progress import Counter
 from aurora_ds.data.convert.recipe import RECIPE_FOLDERS
-from aurora_ds.data.manifest import Manifest
+from aurora_ds.data.convert.sources import find_annotations
+from aurora_ds.data.convert.spool import Spool, SpooledMedium, open_spool
+from aurora_ds.data.manifest import Manifest, ShardEntry, SplitEntry
 
 TRAIN_IMAGES, TEST_IMAGES = 45, 11
 PHOTOS = Path(__file__).parent / "photos"
@@ -60,6 +63,34 @@ def write_recipe(path: Path, samples_per_shard: int = 7) -> Path:
     text = (RECIPE_FOLDERS[0] / "folder.yaml").read_text()
     path.write_text(text.replace("samples_per_shard: 500", f"samples_per_shard: {samples_per_shard}"))
     return path
+
+
+def written_manifest(counts: list[list[int]]) -> Manifest:
+    """A manifest of split `train` without files: captions of each medium, shard by shard."""
+    shards = [
+        ShardEntry(
+            file=f"train-{number:06d}.tar",
+            samples=len(each),
+            pairs=sum(each),
+            bytes=len(each),
+            sha256=f"{number:064d}",
+            counts={"captions": sum(each)},
+        )
+        for number, each in enumerate(counts)
+    ]
+    arrays = {
+        "train/offsets": np.concatenate([np.arange(len(each) + 1) for each in counts]).astype(np.int64),
+        "train/counts/captions": np.concatenate([np.asarray(each, dtype=np.int32) for each in counts]),
+    }
+    splits = {"train": SplitEntry.of(shards)}
+    return Manifest(schema=1, dataset="written", splits=splits).with_arrays(arrays)
+
+
+def spooled(recipe: str, source: Path) -> tuple[dict[str, list[SpooledMedium]], Spool]:
+    """All media of a recipe by split, as its family reads them from `source`, without looking for media files."""
+    annotations = find_annotations(load_recipe(recipe), source)
+    spool = open_spool(source / "spool.sqlite", "", annotations.read(), None, Counter("", None, None))
+    return {split: spool.media(split, 0, total) for split, total in spool.splits.items()}, spool
 
 
 @pytest.fixture

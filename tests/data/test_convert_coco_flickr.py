@@ -7,10 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import draw
+from conftest import draw, spooled
 
 from aurora_ds.data.convert import convert, load_recipe
-from aurora_ds.data.convert.sources import read_sources
 from aurora_ds.data.manifest import Manifest
 from aurora_ds.data.reader import ShardReader
 from aurora_ds.errors import AuroraError
@@ -130,11 +129,9 @@ def test_counts_that_are_not_expected_are_reported_and_with_strict_an_error(
     coco: Path, tmp_path: Path
 ) -> None:
     results = convert("coco_retrieval", coco, tmp_path / "out")
-    assert results["mismatches"][0] == "train has 2 images and 12 captions, expected 113287 and 566747"
+    assert results["mismatches"][0] == "train has 2 media and 12 pairs, expected 113287 and 566747"
     assert len(results["mismatches"]) == 3
-    with pytest.raises(
-        AuroraError, match="coco_retrieval is not what its recipe expects: train has 2 images"
-    ):
+    with pytest.raises(AuroraError, match="coco_retrieval is not what its recipe expects: train has 2 media"):
         convert("coco_retrieval", coco, tmp_path / "strict", strict=True)
     assert not list((tmp_path / "strict").glob("*.tar")), "counted before anything is written"
     limited = convert("coco_retrieval", coco, tmp_path / "limited", strict=True, limit=1)
@@ -172,7 +169,7 @@ def test_a_karpathy_file_with_an_unknown_split(coco: Path, tmp_path: Path) -> No
     ("content", "message"),
     [
         ([], "found a list without `images`"),
-        ({"images": 3}, "found a object without `images`"),
+        ({"images": 3}, "found an object without `images`"),
         ({"images": [{"filename": "a.jpg"}]}, r"images\[0\] that does not fit"),
         ({"images": ["a.jpg"]}, r"images\[0\] that does not fit"),
         (
@@ -230,10 +227,10 @@ def test_the_real_coco_validation_list(shared: Path, tmp_path: Path) -> None:
     content = json.loads(listed.read_text())
     for split in ("train", "val", "test"):
         (tmp_path / f"coco_karpathy_{split}.json").symlink_to(listed)
-    sources = read_sources(load_recipe("coco_retrieval"), tmp_path, None)
-    assert len(content) == len(sources.media["val"]) == 5000 and not sources.rejects
-    assert sum(len(each.medium.captions) for each in sources.media["val"]) == 25010
-    assert [each.medium.captions for each in sources.media["val"]] == [row["caption"] for row in content]
+    media, spool = spooled("coco_retrieval", tmp_path)
+    assert len(content) == len(media["val"]) == 5000 and not spool.reject_count()
+    assert spool.counts()["val"] == (5000, 25010)
+    assert [each.annotations["captions"] for each in media["val"]] == [row["caption"] for row in content]
 
 
 def test_the_real_coco_list_through_shards(shared: Path, tmp_path: Path) -> None:
@@ -260,13 +257,13 @@ def test_karpathy_files_rebuilt_from_real_values(
 ) -> None:
     content = json.loads((shared / "data/annotations" / file).read_text())
     (tmp_path / f"{file.split('/')[1].split('.')[0]}.json").symlink_to(shared / "data/annotations" / file)
-    sources = read_sources(load_recipe(recipe), tmp_path, None)
-    assert {split: len(media) for split, media in sources.media.items()} == counts
+    found, _ = spooled(recipe, tmp_path)
+    assert {split: len(media) for split, media in found.items()} == counts
     raw = {
         (row.get("filepath", ""), row["filename"]): [s["raw"] for s in row["sentences"]]
         for row in content["images"]
     }
-    for media in sources.media.values():
+    for media in found.values():
         for each in media:
-            folder, _, name = each.medium.image.rpartition("/")
-            assert each.medium.captions == raw[folder, name]
+            folder, _, name = each.names.rpartition("/")
+            assert each.annotations["captions"] == raw[folder, name]

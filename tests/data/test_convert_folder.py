@@ -40,8 +40,8 @@ def png_header(width: int, height: int) -> bytes:
 def test_results_and_records(source: Path, small_recipe: Path, tmp_path: Path) -> None:
     results = convert(small_recipe, source, tmp_path / "out")
     assert results["splits"] == {
-        "train": {"samples": 12, "pairs": 24, "shards": 2},
-        "test": {"samples": 4, "pairs": 7, "shards": 1},
+        "train": {"samples": 12, "pairs": 24, "counts": {"captions": 24}, "shards": 2},
+        "test": {"samples": 4, "pairs": 7, "counts": {"captions": 7}, "shards": 1},
     }
     assert results["rejects"] == 0 and (tmp_path / "out/rejects.jsonl").read_text() == ""
     assert json.loads((tmp_path / "out/results.json").read_text()) == results
@@ -49,6 +49,7 @@ def test_results_and_records(source: Path, small_recipe: Path, tmp_path: Path) -
     _, record = ShardReader(manifest).record("train", 2)
     assert record == {
         "schema": 1,
+        "kind": "image",
         "media_id": "train/002.jpg",
         "width": 40,
         "height": 32,
@@ -63,7 +64,7 @@ def test_bytes_do_not_depend_on_workers(
     convert(small_recipe, source, tmp_path / "one", workers=1)
     convert(small_recipe, source, tmp_path / "many", workers=workers)
     assert tars(tmp_path / "one") == tars(tmp_path / "many")
-    for name in ("manifest.json", "rejects.jsonl"):
+    for name in ("manifest.json", "index.safetensors", "rejects.jsonl"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "many" / name).read_bytes()
 
 
@@ -78,7 +79,7 @@ def test_train_list_with_an_entry_per_caption(source: Path, tmp_path: Path) -> N
     (source / "train.json").write_text(json.dumps(rows[::2] + rows[1::2]))
     (source / "annotations.json").unlink()
     results = convert("folder", source, tmp_path / "out")
-    assert results["splits"]["train"] == {"samples": 12, "pairs": 24, "shards": 1}
+    assert (results["splits"]["train"]["samples"], results["splits"]["train"]["pairs"]) == (12, 24)
     reader = ShardReader(Manifest.load(tmp_path / "out"))
     order = list(dict.fromkeys(row["image_id"] for row in rows[::2] + rows[1::2]))
     assert [reader.record("train", n)[1]["image_id"] for n in range(12)] == order
@@ -122,7 +123,7 @@ def test_rejects_are_listed_with_reasons(source: Path, small_recipe: Path, tmp_p
     (source / "images/train/007.jpg").write_bytes(b"no image")
     content = (source / "images/train/008.jpg").read_bytes()
     (source / "images/train/008.jpg").write_bytes(content[: len(content) // 2])
-    Image.new("RGB", (4, 4)).save(source / "images/train/010.jpg", "BMP")
+    Image.new("RGB", (4, 4)).save(source / "images/train/010.jpg", "TIFF")
     (source / "images/train/011.jpg").write_bytes(png_header(12_000, 10_000))
     results = convert(small_recipe, source, tmp_path / "out", max_rejects="60%")
     rejects = [json.loads(line) for line in (tmp_path / "out/rejects.jsonl").read_text().splitlines()]
@@ -134,9 +135,9 @@ def test_rejects_are_listed_with_reasons(source: Path, small_recipe: Path, tmp_p
         "train/003.jpg": "all captions are blank",
         "../outside.jpg": "leads out of the source folder",
         "train/006.jpg": "no such image file",
-        "train/007.jpg": "not a JPEG, PNG or WebP image",
+        "train/007.jpg": "not a JPEG, PNG, WebP, GIF or BMP image",
         "train/008.jpg": "cannot be decoded",
-        "train/010.jpg": "not a JPEG, PNG or WebP image",
+        "train/010.jpg": "not a JPEG, PNG, WebP, GIF or BMP image",
         "train/011.jpg": "has 12000 x 10000 pixels, more than data.max_pixels (100000000); it was not decoded",
     }.items():
         assert reason in reasons[image]
@@ -205,21 +206,21 @@ def test_missing_annotations_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"images": []}, "found a object, expected a list"),
+        ({"images": []}, "found an object, expected a list"),
         ([], "empty list"),
         (["a.jpg"], "entry 0 without a text `image`"),
         ([{"caption": "x"}], "entry 0 without a text `image`"),
         ([{"image": "a.jpg", "caption": 3}], r"entry 0 \(a.jpg\) with another `caption`"),
         ([{"image": "a.jpg", "caption": ["x", None]}], "with another `caption`"),
         ([{"image": "a.jpg", "caption": "x", "split": 1}], "`split` that is no text"),
-        ([{"image": "a.jpg", "caption": "x", "split": "../x"}], "names a split '../x'"),
+        ([{"image": "a.jpg", "caption": "x", "split": "../x"}], "name a split '../x'"),
         ([{"image": "a.jpg", "caption": "x", "image_id": [1]}], "`image_id` that is neither"),
         (
             [
                 {"image": "a.jpg", "caption": "x", "image_id": 1},
                 {"image": "b.jpg", "caption": "y", "image_id": 1},
             ],
-            "image_id 1 is given to both a.jpg and b.jpg",
+            "1 is given to both a.jpg and b.jpg",
         ),
     ],
 )

@@ -24,11 +24,11 @@ from aurora_ds.errors import AuroraError
 SLOW = """
 import sys, time
 from aurora_ds.data.convert import convert, writer
-plain = writer._members
+plain = writer.members
 def slow(*given):
     time.sleep(0.03)
     return plain(*given)
-writer._members = slow
+writer.members = slow
 convert(*sys.argv[1:4], workers=int(sys.argv[4]))
 """
 
@@ -154,7 +154,7 @@ def test_a_killed_worker_is_told_in_words(
 ) -> None:
     parent = os.getpid()
     monkeypatch.setattr(
-        writer, "_members", lambda *_: os.getpid() != parent and os.kill(os.getpid(), signal.SIGKILL)
+        writer, "members", lambda *_: os.getpid() != parent and os.kill(os.getpid(), signal.SIGKILL)
     )
     with pytest.raises(AuroraError, match="worker process was killed.*run the same command again"):
         convert(small_recipe, source, tmp_path / "out", workers=2)

@@ -10,8 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file
 
-from aurora_ds.data.manifest import MANIFEST_NAME, Manifest
+from aurora_ds.data.manifest import INDEX_NAME, MANIFEST_NAME, Manifest
+from aurora_ds.data.shard_index import ShardIndex, write_index
 from aurora_ds.data.shardcheck import find_problems, verify_shards
 from aurora_ds.errors import AuroraError
 
@@ -82,10 +84,10 @@ def test_damaged_samples_are_found_even_with_a_right_checksum(copy: Path) -> Non
 
 
 def test_counts_that_do_not_fit_are_found(copy: Path) -> None:
-    content = json.loads((copy / MANIFEST_NAME).read_text())
-    counts = content["splits"]["test"]["shards"][0]["counts"]["captions"]
-    counts[0], counts[1] = counts[1], counts[0]
-    (copy / MANIFEST_NAME).write_text(json.dumps(content))
+    tensors = load_file(copy / INDEX_NAME)
+    counts = tensors["test/counts/captions"]
+    counts[:2] = counts[1::-1]
+    write_index(copy / INDEX_NAME, ShardIndex(tensors).parts())
     with pytest.raises(AuroraError, match=r"test-0000000-000 has \{'captions': 1\}, the manifest says"):
         verify_shards(copy)
 
@@ -98,6 +100,10 @@ def test_two_shards_with_the_same_samples_are_found(copy: Path) -> None:
     split = content["splits"]["train"]
     for name in ("samples", "pairs"):
         split[name] += first[name] - second[name]
+    tensors = load_file(copy / INDEX_NAME)
+    for name, size in (("train/offsets", 8), ("train/counts/captions", 7)):
+        tensors[name][size : 2 * size] = tensors[name][:size]
+    write_index(copy / INDEX_NAME, ShardIndex(tensors).parts())
     (copy / MANIFEST_NAME).write_text(json.dumps(content))
     with pytest.raises(AuroraError, match="key train-0000000-000 is also in train-000000.tar"):
         verify_shards(copy)

@@ -8,9 +8,15 @@ from __future__ import annotations
 
 from pathlib import PurePosixPath
 
+from aurora_ds.data.convert.annotations import FORMATS, read_captions
 
-def image_paths(image: str) -> list[str]:
+__all__ = ["FORMATS", "candidates", "read"]
+
+read = read_captions
+
+
+def candidates(name: str) -> list[str]:
     """Where the image may be under an image folder, best first."""
-    name = PurePosixPath(image).name
-    number = name.rpartition("_")[2]
-    return [image, name, f"train2017/{number}", f"val2017/{number}"]
+    file = PurePosixPath(name).name
+    number = file.rpartition("_")[2]
+    return [name, file, f"train2017/{number}", f"val2017/{number}"]

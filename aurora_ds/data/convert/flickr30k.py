@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import PurePosixPath
 
+from aurora_ds.data.convert.annotations import FORMATS, read_captions
 
-def image_paths(image: str) -> list[str]:
+__all__ = ["FORMATS", "candidates", "read"]
+
+read = read_captions
+
+
+def candidates(name: str) -> list[str]:
     """Where the image may be under an image folder, best first. Archives differ in the name of their folder."""
-    name = PurePosixPath(image).name
-    return [
-        image,
-        name,
-        *(f"{folder}/{name}" for folder in ("flickr30k-images", "flickr30k_images", "Images")),
-    ]
+    file = PurePosixPath(name).name
+    folders = ("flickr30k-images", "flickr30k_images", "Images")
+    return [name, file, *(f"{folder}/{file}" for folder in folders)]

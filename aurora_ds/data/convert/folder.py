@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from aurora_ds.data.convert.annotations import read_captions
 
-def image_paths(image: str) -> list[str]:
+FORMATS = ("blip",)
+
+read = read_captions
+
+
+def candidates(name: str) -> list[str]:
     """Images are where the list says, relative to the source folder or to its images/ folder."""
-    return [image]
+    return [name]

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from aurora_ds.errors import AuroraError
 
@@ -22,37 +22,59 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class AnnotationFiles(_Model):
-    """One way in which the annotations may be there. `blip`: a list per split; `karpathy`: one file with all splits."""
+class ExpectedCounts(_Model):
+    """Media and pairs that a complete dataset has; None where nobody has published the number."""
 
-    format: Literal["blip", "karpathy", "folder"]
+    samples: PositiveInt | None = None
+    pairs: NonNegativeInt | None = None
+
+
+class AnnotationFiles(_Model):
+    """One way in which the annotations may be there."""
+
+    format: str = Field(description="one of the family's FORMATS")
     files: dict[str, str] = Field(
-        description="split -> file, or `all` -> one file whose entries name their split"
+        description="split -> file, or `all` -> one file whose entries name their split; a family may ask for others"
+    )
+    optional: list[str] = Field(
+        default_factory=list, description="keys of `files` that may be missing, as long as one file is there"
     )
     splits: dict[str, list[str]] = Field(
-        default_factory=dict, description="karpathy: our split -> names of it in the file"
+        default_factory=dict, description="our split -> names of it in a file with several"
+    )
+    options: dict[str, Any] = Field(default_factory=dict, description="what else the family's reader takes")
+    expected: dict[str, ExpectedCounts] = Field(
+        default_factory=dict, description="instead of the recipe's, where these files hold another number"
     )
 
 
-class ExpectedCounts(_Model):
-    """Media and pairs that a complete dataset has."""
+class AnswerList(_Model):
+    """The answers that a model ranks: `file` of the source, else the most frequent top answers of `split`."""
 
-    samples: PositiveInt
-    pairs: PositiveInt
+    file: str = "answer_list.json"
+    other_names: list[str] = Field(default_factory=list, description="other names of it in the source")
+    split: str = "train"
+    at_least: PositiveInt = Field(default=9, description="questions that an answer must belong to")
+    at_most: PositiveInt | None = Field(default=None, description="answers in the list")
 
 
 class DatasetRecipe(_Model):
     """One dataset. Paths are relative to the source folder; the first of `annotations` that is all there counts."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
-    family: Literal["coco", "flickr30k", "folder"]
+    family: str = Field(description="the reader: a key of sources.FAMILIES")
     title: str
     licence: str
     obtain: str = Field(description="where a person gets the raw data")
     layout: str = Field(description="what the source folder must look like")
+    media: Literal["image", "images", "video"] = "image"
     annotation_folders: list[str] = Field(default_factory=lambda: [".", "annotations"])
-    image_folders: list[str] = Field(default_factory=lambda: [".", "images"])
+    media_folders: list[str] = Field(default_factory=lambda: [".", "images"])
     annotations: list[AnnotationFiles]
+    ground_truth: bool = Field(
+        default=False, description="write SPLIT_gt.json for caption metrics, not for train"
+    )
+    answer_list: AnswerList | None = None
     expected: dict[str, ExpectedCounts] = Field(default_factory=dict)
     samples_per_shard: PositiveInt = 1000
 

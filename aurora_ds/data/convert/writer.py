@@ -1,7 +1,7 @@
 """One shard: media and their records into a tar, written under a temporary name, synced, then renamed.
 
-Bytes depend on the media and their order only: no times, owners or modes of the source go in. Beside each shard in
-progress a sidecar in .progress/ keeps its manifest entry and its rejects, so a stopped conversion continues.
+Bytes depend on the media and their order only: no times, owners or modes of the source go in. Beside each shard a
+sidecar in .progress/ keeps its manifest entry, its part of the index and its rejects, so a stopped conversion goes on.
 """
 
 from __future__ import annotations
@@ -9,17 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
+import socket
 import tarfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from aurora_ds.data.convert.annotations import Reject
-from aurora_ds.data.convert.sources import SourceMedium
-from aurora_ds.data.decode import open_with_extension
+from aurora_ds.data.convert.entries import Reject
+from aurora_ds.data.convert.samples import MediaSettings, Member, members
+from aurora_ds.data.convert.spool import SpooledMedium
 from aurora_ds.data.manifest import ShardEntry, sync_folder, write_whole
-from aurora_ds.data.reader import RECORD_SCHEMA, BadSample
+from aurora_ds.data.reader import BadSample
 from aurora_ds.errors import AuroraError
 
 PROGRESS_FOLDER = ".progress"
@@ -32,9 +33,9 @@ class ShardTask:
 
     split: str
     number: int
-    media: tuple[SourceMedium, ...]
+    media: tuple[SpooledMedium, ...]
     output: Path
-    max_pixels: int
+    settings: MediaSettings
 
     @property
     def file(self) -> str:
@@ -44,10 +45,11 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """The manifest entry of a shard that is whole, and what could not go into it."""
+    """The manifest entry of a shard that is whole, and what could not go into it (`rejected`: their numbers)."""
 
     entry: ShardEntry
     rejects: list[Reject]
+    rejected: frozenset[int] = frozenset()
 
 
 def write_shard(task: ShardTask) -> ShardResult:
@@ -65,106 +67,137 @@ def write_shard(task: ShardTask) -> ShardResult:
 
 
 def _write(task: ShardTask) -> ShardResult:
-    temporary = task.output / f".{task.file}.partial"
+    # A worker that outlives a killed conversion must not touch the file of the next one.
+    temporary = task.output / f".{task.file}.{socket.gethostname()}-{os.getpid()}.partial"
     rejects: list[Reject] = []
-    offsets, counts = [0], []
-    with open(temporary, "wb") as raw:
-        file = _Hashed(raw)
-        for source in task.media:
-            members = _members(source, task)
-            if isinstance(members, Reject):
-                rejects.append(members)
+    rejected: set[int] = set()
+    offsets: list[int] = [0]
+    counts: list[dict[str, int]] = []
+    with open(temporary, "wb", buffering=1 << 20) as raw:
+        file = _HashedTar(raw)
+        for medium in task.media:
+            try:
+                with file.undone_on_error():
+                    for member in members(medium, task.split, task.settings):
+                        file.add(member)
+            except BadSample as error:
+                rejects.append(Reject(task.split, medium.media_id, str(error)))
+                rejected.add(medium.number)
                 continue
-            for name, content in members:
-                file.add(name, content)
             offsets.append(file.size)
-            counts.append(len(source.medium.captions))
+            counts.append({kind: len(values) for kind, values in medium.annotations.items()})
         file.finish()
         raw.flush()
         os.fsync(raw.fileno())
+    kinds = sorted({kind for each in counts for kind in each})
+    by_kind = {kind: [each.get(kind, 0) for each in counts] for kind in kinds}
+    totals = {kind: sum(numbers) for kind, numbers in by_kind.items()}
     entry = ShardEntry(
         file=task.file,
         samples=len(counts),
-        pairs=sum(counts),
+        pairs=sum(totals.values()),
         bytes=file.size,
         sha256=file.sha256.hexdigest(),
-        offsets=offsets,
-        counts={"captions": counts},
+        counts=totals,
     )
+    content = {
+        "entry": entry.model_dump(),
+        "offsets": offsets,
+        "counts": by_kind,
+        "rejects": [vars(reject) for reject in rejects],
+    }
     # The sidecar first: a tar under its own name always has one.
-    content = {"entry": entry.model_dump(), "rejects": [vars(reject) for reject in rejects]}
-    write_whole(_sidecar(task), json.dumps(content).encode())
+    write_whole(sidecar(task.output, task.file), json.dumps(content).encode())
     os.replace(temporary, task.output / task.file)
     sync_folder(task.output)
-    return ShardResult(entry, rejects)
+    return ShardResult(entry, rejects, frozenset(rejected))
 
 
 def finished(task: ShardTask) -> ShardResult | None:
     """The result of a shard that an earlier run wrote in full and without rejects, else None.
 
-    One with rejects is written again: their images may be repaired by now.
+    One with rejects is written again: their media may be repaired by now.
     """
-    tar, sidecar = task.output / task.file, _sidecar(task)
-    if not (tar.is_file() and sidecar.is_file()):
+    tar = task.output / task.file
+    if not (tar.is_file() and sidecar(task.output, task.file).is_file()):
         return None
-    content = json.loads(sidecar.read_text(encoding="utf-8"))
+    content = read_sidecar(task.output, task.file)
     entry = ShardEntry.model_validate(content["entry"])
     if content["rejects"] or tar.stat().st_size != entry.bytes:
         return None
     return ShardResult(entry, [])
 
 
-def _sidecar(task: ShardTask) -> Path:
-    return task.output / PROGRESS_FOLDER / f"{task.file}.json"
+def sidecar(output: Path, file: str) -> Path:
+    """Where the sidecar of a shard is."""
+    return output / PROGRESS_FOLDER / f"{file}.json"
 
 
-def _members(source: SourceMedium, task: ShardTask) -> list[tuple[str, bytes]] | Reject:
-    """The record, then the medium as it came."""
-    medium = source.medium
-    if source.path is None:
-        return Reject(task.split, medium.image, source.problem)
-    try:
-        content = source.path.read_bytes()
-    except OSError as error:
-        return Reject(task.split, medium.image, f"the file cannot be read: {error.strerror}")
-    try:
-        image, extension = open_with_extension(content, task.max_pixels, medium.image)
-    except BadSample as error:
-        return Reject(task.split, medium.image, str(error))
-    record: dict[str, Any] = {
-        "schema": RECORD_SCHEMA,
-        "media_id": medium.image,
-        "width": image.width,
-        "height": image.height,
-        "captions": medium.captions,
-        **medium.extra,
-    }
-    # No dot in a key: WebDataset ends it at the first one.
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(medium.image).stem)[-48:].strip("_")
-    key = f"{task.split}-{source.number:07d}-{stem}"
-    text = json.dumps(record, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return [(f"{key}.json", text.encode("utf-8")), (f"{key}.{extension}", content)]
+def read_sidecar(output: Path, file: str) -> dict[str, Any]:
+    """{"entry", "offsets", "counts": {kind: [...]}, "rejects"} of a shard."""
+    return json.loads(sidecar(output, file).read_text(encoding="utf-8"))
 
 
-class _Hashed:
+def remove_partial_files(output: Path) -> None:
+    """Removes what killed conversions left unfinished. Only for the holder of the folder's lock."""
+    for folder in (output, output / PROGRESS_FOLDER):
+        for path in folder.glob(".*.partial"):
+            path.unlink(missing_ok=True)
+
+
+class _HashedTar:
     """A tar in the making: its size and checksum as it grows."""
 
     def __init__(self, file: BinaryIO):
         self._file, self.size, self.sha256 = file, 0, hashlib.sha256()
 
-    def add(self, name: str, content: bytes) -> None:
-        header = tarfile.TarInfo(name)
-        header.size, header.mode = len(content), 0o644
+    def add(self, member: Member) -> None:
+        header = tarfile.TarInfo(member.name)
+        header.size, header.mode = member.size, 0o644
         self._write(header.tobuf(tarfile.USTAR_FORMAT))
-        self._write(content)
-        self._write(bytes(-len(content) % tarfile.BLOCKSIZE))
+        end = self.size + member.size
+        for block in _up_to(member.blocks, member.size):
+            self._write(block)
+        if self.size != end:
+            raise BadSample("the file became shorter while it was read", reason="decode")
+        self._write(bytes(-member.size % tarfile.BLOCKSIZE))
+
+    def undone_on_error(self) -> _Undo:
+        """A block that adds all of its members, or none when it raises BadSample."""
+        return _Undo(self)
 
     def finish(self) -> None:
         """The two empty blocks that end a tar, and padding."""
         end = 2 * tarfile.BLOCKSIZE
         self._write(bytes(end + -(self.size + end) % _RECORD_SIZE))
 
+    def cut(self, size: int, sha256: Any) -> None:
+        self._file.seek(size)
+        self._file.truncate()
+        self.size, self.sha256 = size, sha256
+
     def _write(self, block: bytes) -> None:
         self._file.write(block)
         self.sha256.update(block)
         self.size += len(block)
+
+
+class _Undo:
+    def __init__(self, tar: _HashedTar):
+        self._tar = tar
+
+    def __enter__(self) -> None:
+        self._size, self._sha256 = self._tar.size, self._tar.sha256.copy()
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is not None and issubclass(kind, BadSample) and self._tar.size != self._size:
+            self._tar.cut(self._size, self._sha256)
+
+
+def _up_to(blocks: Iterable[bytes], size: int) -> Iterator[bytes]:
+    """The blocks, but nothing that a growing file has beyond `size`."""
+    for block in blocks:
+        if len(block) > size:
+            raise BadSample("the file became longer while it was read", reason="decode")
+        size -= len(block)
+        yield block
