@@ -91,8 +91,16 @@ def _add_shards(commands) -> None:
         shards,
         "convert",
         _convert,
-        "turn photos and annotations into tar shards with a manifest",
-        "aurora-ds shards convert coco_retrieval --source /data/coco --output shards/coco_retrieval --workers 8",
+        "turn photos or clips and their annotations into tar shards with a manifest",
+        "aurora-ds shards convert coco_retrieval --source /data/coco --output shards/coco_retrieval --workers 8\n"
+        "a trial with 100 media of each split, counted and looked at:\n"
+        "  aurora-ds shards convert msrvtt_9k --source /data/msrvtt --output /tmp/trial --limit 100\n"
+        "  aurora-ds shards inspect /tmp/trial --contact-sheet trial.png\n"
+        "8 frames of each clip in place of the clip, on a Ray cluster that sees the same folders:\n"
+        "  aurora-ds shards convert msrvtt_9k --source /data/msrvtt --output shards/msrvtt_frames --workers 64 \\\n"
+        "    --executor ray --ray-address auto --video-frames 8 --size 256\n"
+        "Stopped at any moment, the same command continues. Recipes are in shards/ (a wrong name lists them);\n"
+        "each says where its data comes from, its licence, and what the source folder must look like.",
     )
     convert.add_argument("recipe", metavar="RECIPE", help="a name in shards/ or a YAML path")
     convert.add_argument(
@@ -103,7 +111,15 @@ def _add_shards(commands) -> None:
         "--workers", metavar="N", type=arguments.positive, default=1, help="processes (default 1)"
     )
     convert.add_argument(
-        "--executor", choices=["local"], default="local", help="where the workers run (default local)"
+        "--executor",
+        choices=["local", "ray"],
+        default="local",
+        help="where the workers run: this machine (default), or a Ray cluster; the shards are the same",
+    )
+    convert.add_argument(
+        "--ray-address",
+        metavar="ADDRESS",
+        help="of a running cluster, or auto; without it one is started here",
     )
     convert.add_argument(
         "--limit", metavar="N", type=arguments.positive, help="only the first N media of each split"
@@ -116,6 +132,26 @@ def _add_shards(commands) -> None:
     )
     convert.add_argument(
         "--strict", action="store_true", help="the recipe's expected counts must be met exactly"
+    )
+    convert.add_argument(
+        "--check",
+        choices=["header", "decode"],
+        default="header",
+        help="before a medium is stored: its header and end (default), or a full decode",
+    )
+    convert.add_argument(
+        "--video-frames", metavar="N", type=arguments.positive, help="store N frames of each clip as JPEG"
+    )
+    convert.add_argument(
+        "--video-reencode",
+        action="store_true",
+        help="store clips encoded again with close key frames, for fast seeking",
+    )
+    convert.add_argument(
+        "--size",
+        metavar="S",
+        type=arguments.positive,
+        help="with either of these: the shorter side in pixels, never enlarged",
     )
 
     inspect = _command(
@@ -155,19 +191,38 @@ def _convert(chosen: argparse.Namespace, argv: list[str]) -> object:
         max_rejects=chosen.max_rejects,
         strict=chosen.strict,
         executor=chosen.executor,
+        ray_address=chosen.ray_address,
+        check=chosen.check,
+        video_frames=chosen.video_frames,
+        size=chosen.size,
+        video_reencode=chosen.video_reencode,
     )
-    counts = {
-        name: f"{split['samples']:,} media, {split['pairs']:,} captions, {split['shards']:,} shards"
-        for name, split in results["splits"].items()
-    }
     notes = {
         "rejects": f"{results['rejects']:,}" + (", see rejects.jsonl" if results["rejects"] else ""),
-        "size": f"{results['bytes'] / 1e6:,.1f} MB",
         "time": f"{results['seconds']:.1f} s",
     }
-    differences = {"unexpected": "; ".join(results["mismatches"])} if results["mismatches"] else {}
-    _print_table(f"{results['dataset']} in {chosen.output}", {**counts, **notes, **differences})
+    if results["files"]:
+        notes["beside them"] = ", ".join(results["files"])
+    if results["mismatches"]:
+        notes["unexpected"] = "; ".join(results["mismatches"])
+    _print_splits(f"{results['dataset']} in {chosen.output}", results["splits"])
+    _print_table("", notes)
     return 0
+
+
+def _print_splits(title: str, splits: dict[str, dict]) -> None:
+    """A row per split: its media, its annotations of each kind, shards and size."""
+    from rich.console import Console
+    from rich.table import Table
+
+    kinds = sorted({kind for split in splits.values() for kind in split["counts"]})
+    table = Table(title=title, title_justify="left", title_style="")
+    for heading in ("split", "media", *kinds, "shards", "MB"):
+        table.add_column(heading, justify="left" if heading == "split" else "right", no_wrap=True)
+    for name, split in splits.items():
+        numbers = [split["samples"], *(split["counts"].get(kind, 0) for kind in kinds), split["shards"]]
+        table.add_row(name, *(f"{number:,}" for number in numbers), f"{split['bytes'] / 1e6:,.1f}")
+    Console().print(table)
 
 
 def _inspect(chosen: argparse.Namespace, argv: list[str]) -> object:
@@ -333,7 +388,7 @@ def _print_table(title: str, rows: dict[str, object]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", title_style="", show_header=False)
+    table = Table(title=title or None, title_justify="left", title_style="", show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows.items():

@@ -39,9 +39,19 @@ def png_header(width: int, height: int) -> bytes:
 
 def test_results_and_records(source: Path, small_recipe: Path, tmp_path: Path) -> None:
     results = convert(small_recipe, source, tmp_path / "out")
+    sizes = {
+        name: sum(path.stat().st_size for path in (tmp_path / "out").glob(f"{name}-*.tar"))
+        for name in ("train", "test")
+    }
     assert results["splits"] == {
-        "train": {"samples": 12, "pairs": 24, "counts": {"captions": 24}, "shards": 2},
-        "test": {"samples": 4, "pairs": 7, "counts": {"captions": 7}, "shards": 1},
+        "train": {
+            "samples": 12,
+            "pairs": 24,
+            "counts": {"captions": 24},
+            "shards": 2,
+            "bytes": sizes["train"],
+        },
+        "test": {"samples": 4, "pairs": 7, "counts": {"captions": 7}, "shards": 1, "bytes": sizes["test"]},
     }
     assert results["rejects"] == 0 and (tmp_path / "out/rejects.jsonl").read_text() == ""
     assert json.loads((tmp_path / "out/results.json").read_text()) == results

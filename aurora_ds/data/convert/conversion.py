@@ -161,6 +161,7 @@ class _Conversion:
                         kind: sum(shard.counts.get(kind, 0) for shard in split.shards) for kind in split.kinds
                     },
                     "shards": len(split.shards),
+                    "bytes": sum(shard.bytes for shard in split.shards),
                 }
                 for name, split in manifest.splits.items()
             },
@@ -276,6 +277,9 @@ class _Conversion:
         for name, split in splits.items():
             offsets = _blocks(self.output, split.shards, "offsets")
             parts.append(IndexPart(f"{name}/offsets", "I64", split.samples + len(split.shards), offsets))
+            for tensor, field in (("crc32", "crc32"), ("crc32/record", "record_crc32")):
+                checksums = _blocks(self.output, split.shards, field)
+                parts.append(IndexPart(f"{name}/{tensor}", "U32", split.samples, checksums))
             for kind in split.kinds:
                 counts = _blocks(self.output, split.shards, "counts", kind)
                 parts.append(IndexPart(f"{name}/counts/{kind}", "I32", split.samples, counts))
