@@ -1,0 +1,188 @@
+"""A folder of whole files named by their sha256, shared by all processes of a machine and bounded in size.
+
+A file appears under its name only when it is complete and its checksum is right, so what is there can be trusted.
+While it is made it is NAME.partial, locked by the process that makes it, and others wait for that lock. Locks go with
+their process: what a killed one left behind is found unlocked, and removed. Readers hold a shared lock, by which files
+in use are the last to be removed; an open one stays readable even then.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from aurora_ds.data.remote.transfer import TransferFailed
+from aurora_ds.errors import AuroraError
+
+
+class FileCache:
+    """At most `most_bytes` of files in `folder`; the least recently opened go first."""
+
+    def __init__(self, folder: Path, most_bytes: int):
+        self.folder, self.most_bytes = folder, most_bytes
+
+    def open(self, sha256: str, size: int, fill: Callable[[BinaryIO], None]) -> int:
+        """A file descriptor of the content, to be closed by the caller; `fill` writes it when it is not there.
+
+        `fill` writes `size` bytes from the start and checks them. Its TransferFailed is raised here and in the
+        processes that waited for it. Raises AuroraError when the folder cannot be used or is too small.
+        """
+        path = self.folder / f"{sha256}.tar"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            while (handle := _open_whole(path, size)) is None:
+                self._make(path, size, fill)
+            return handle
+        except OSError as error:
+            raise AuroraError(
+                f"The cache {self.folder} cannot be used: {error.strerror}. Set data.cache or AURORA_DS_CACHE to a "
+                "folder on a local disk with enough room."
+            ) from error
+
+    def _make(self, path: Path, size: int, fill: Callable[[BinaryIO], None]) -> None:
+        began, note = time.time(), path.with_suffix(".failed")
+        partial = path.with_suffix(".partial")
+        with locked(partial) as file:
+            try:
+                if path.exists():  # another process made it meanwhile
+                    return
+                _raise_noted(note, began)
+                self._reserve(file, size)
+                fill(file)
+                file.flush()
+                # Without this, a power cut could leave a file of the right size and name, but without its bytes.
+                os.fdatasync(file.fileno())
+                os.rename(partial, path)
+                note.unlink(missing_ok=True)
+            except TransferFailed as error:
+                content = {"time": time.time(), "message": str(error), "reason": error.reason}
+                note.write_text(json.dumps(content), encoding="utf-8")
+                raise
+            finally:
+                partial.unlink(missing_ok=True)
+
+    def _reserve(self, file: BinaryIO, size: int) -> None:
+        """Makes room for `size` bytes, and has `file` take it at once, so that others count it."""
+        if size > self.most_bytes:
+            raise AuroraError(
+                f"A shard of {size / 1e9:.2f} GB does not fit into the cache {self.folder} of "
+                f"{self.most_bytes / 1e9:.2f} GB. Raise data.cache_gb."
+            )
+        os.ftruncate(file.fileno(), 0)
+        with locked(self.folder / ".lock"):
+            total = size + self._bytes()
+            for path in self._oldest_first() if total > self.most_bytes else ():
+                total -= _remove(path)
+                if total <= self.most_bytes:
+                    break
+            os.ftruncate(file.fileno(), size)
+
+    def _bytes(self) -> int:
+        """Bytes of all files, after those that killed processes left behind are removed."""
+        total = 0
+        for entry in os.scandir(self.folder):
+            path = Path(entry.path)
+            if path.suffix == ".partial" and not _in_use(path):
+                _remove(path)
+            elif path.suffix in (".partial", ".tar"):
+                total += _size(path)
+        return total
+
+    def _oldest_first(self) -> Iterator[Path]:
+        """Whole files by the time of their last opening, those in use after the others."""
+        used = []
+        opened = [
+            (entry.stat().st_mtime_ns, entry.path) for entry in os.scandir(self.folder) if _is_whole(entry)
+        ]
+        for _, name in sorted(opened):
+            if _in_use(Path(name)):
+                used.append(Path(name))
+            else:
+                yield Path(name)
+        yield from used
+
+
+def _open_whole(path: Path, size: int) -> int | None:
+    """A descriptor with a shared lock, marked as just opened; None: there is no such file of this size."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH)
+        if os.fstat(handle).st_size == size:
+            # Another user's file keeps the time of its download.
+            with suppress(PermissionError):
+                os.utime(handle)
+            return handle
+    except OSError:
+        os.close(handle)
+        raise
+    os.close(handle)
+    path.unlink(missing_ok=True)  # somebody cut it
+    return None
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[BinaryIO]:
+    """The file, made if need be, under a lock of this process alone; waits for whoever has it."""
+    while True:
+        with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not _is_at(file.fileno(), path):
+                continue  # whoever had it has removed or renamed it
+            yield file
+            return
+
+
+def _in_use(path: Path) -> bool:
+    """Whether some process has the file locked."""
+    try:
+        with open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _is_whole(entry: os.DirEntry[str]) -> bool:
+    return entry.name.endswith(".tar")
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _remove(path: Path) -> int:
+    """The bytes that it had."""
+    size = _size(path)
+    path.unlink(missing_ok=True)
+    return size
+
+
+def _raise_noted(note: Path, began: float) -> None:
+    """Raises what the process met that was waited for: without this, each waiting one would try as long again."""
+    try:
+        content = json.loads(note.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return
+    if content["time"] >= began:
+        raise TransferFailed(content["message"], content["reason"])
