@@ -249,8 +249,10 @@ class Manifest(BaseModel):
         if kind not in entry.kinds:
             return np.zeros(entry.samples, dtype=np.int32)
         counts = self._arrays[f"{split}/counts/{kind}"]
-        ends = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])[entry.first_media]
-        wrong = np.flatnonzero(np.diff(ends) != [shard.counts.get(kind, 0) for shard in entry.shards])
+        filled = np.flatnonzero(np.diff(entry.first_media))
+        sums = np.zeros(len(entry.shards), dtype=np.int64)
+        sums[filled] = np.add.reduceat(counts, entry.first_media[filled], dtype=np.int64)
+        wrong = np.flatnonzero(sums != [shard.counts.get(kind, 0) for shard in entry.shards])
         if len(wrong) or (len(counts) and counts.min() < 0):
             shard = entry.shards[int(wrong[0])].file if len(wrong) else f"split {split}"
             raise AuroraError(
@@ -264,6 +266,11 @@ class Manifest(BaseModel):
         entry = self.split(split)
         first, end = (int(number) for number in entry.first_media[shard : shard + 2])
         return self._arrays[f"{split}/offsets"][first + shard : end + shard + 1]
+
+    def checksums(self, split: str, of: Literal["sample", "record"] = "sample") -> np.ndarray:
+        """uint32 (media,): CRC-32 of the bytes of each sample, or of its first tar member alone."""
+        self.split(split)
+        return self._arrays[f"{split}/crc32" if of == "sample" else f"{split}/crc32/record"]
 
     def shard_of(self, split: str, medium: int) -> int:
         """Number, in the split, of the shard that holds the medium."""
@@ -313,6 +320,7 @@ class Manifest(BaseModel):
         for name, split in self.splits.items():
             wanted = {f"{name}/offsets": split.samples + len(split.shards)}
             wanted |= {f"{name}/counts/{kind}": split.samples for kind in split.kinds}
+            wanted |= {f"{name}/crc32": split.samples, f"{name}/crc32/record": split.samples}
             for tensor, length in wanted.items():
                 found = len(self._arrays[tensor]) if tensor in self._arrays else 0
                 if found != length:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import tarfile
+import zlib
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -78,7 +79,9 @@ class ShardReader:
     def read(self, split: str, medium: int) -> Sample:
         """Medium number `medium` of the split. Raises BadSample when its bytes are not a sample."""
         address = self.manifest.address(split, medium)
-        return parse_sample(self._bytes(address, address.end - address.start), address)
+        block = self._bytes(address, address.end - address.start)
+        _check_sum(block, int(self.manifest.checksums(split)[medium]), address)
+        return parse_sample(block, address)
 
     def record(self, split: str, medium: int) -> tuple[str, dict[str, Any]]:
         """(key, record) without reading the medium: the record is the first member of a sample."""
@@ -86,10 +89,12 @@ class ShardReader:
         # Most records fit into one small read; a longer one is read again in full.
         block = self._bytes(address, min(4096, address.end - address.start))
         name, size = _member(block, 0, address)
-        if address.start + BLOCK + size > address.end:
+        if address.start + _after(0, size) > address.end:
             raise _reaches_beyond(name, address)
-        if BLOCK + size > len(block):
-            block = self._bytes(address, BLOCK + size)
+        end = _after(0, size)
+        if end > len(block):
+            block = self._bytes(address, end)
+        _check_sum(block[:end], int(self.manifest.checksums(split, "record")[medium]), address)
         return name.partition(".")[0], _record(name, block[BLOCK : BLOCK + size], address)
 
     def close(self) -> None:
@@ -118,6 +123,26 @@ class ShardReader:
                 "shard_cut",
             )
         return block
+
+
+def _check_sum(block: bytes, crc32: int, address: SampleAddress) -> None:
+    if zlib.crc32(block) != crc32:
+        name = key_of(block)
+        raise BadSample(
+            f"{address.shard}: the sample at byte {address.start} ({name or 'its key is unreadable'}) is not what was "
+            "written: its checksum differs. The file is damaged or not the one the manifest describes; `aurora-ds "
+            "shards verify` lists all damage.",
+            "checksum",
+        )
+
+
+def key_of(block: bytes) -> str | None:
+    """The key of the sample that begins with these bytes, if its tar header can be read."""
+    try:
+        key = tarfile.TarInfo.frombuf(block[:BLOCK], "utf-8", "strict").name.partition(".")[0]
+    except (tarfile.HeaderError, ValueError):
+        return None
+    return key if key and key.isprintable() else None
 
 
 def parse_sample(block: bytes, address: SampleAddress) -> Sample:

@@ -1,7 +1,9 @@
-"""index.safetensors beside manifest.json: where each sample starts in its shard, and how many annotations it has.
+"""index.safetensors beside manifest.json: where each sample starts in its shard, its checksums and its annotations.
 
     SPLIT/offsets       int64 (samples + shards,): per shard the first byte of each sample, then the end of the last
     SPLIT/counts/KIND   int32 (samples,): annotations of the kind (captions, questions, …) of each sample
+    SPLIT/crc32         uint32 (samples,): checksum of each sample's bytes, by which every read notices damage
+    SPLIT/crc32/record  uint32 (samples,): the same of its first member alone, with header and padding
 
 The file is mapped, not read: what a plan does not touch costs nothing, and processes share the pages.
 """
@@ -21,7 +23,7 @@ import numpy as np
 from aurora_ds.errors import AuroraError
 
 INDEX_NAME = "index.safetensors"
-_TYPES = {"I64": np.dtype("<i8"), "I32": np.dtype("<i4")}
+_TYPES = {"I64": np.dtype("<i8"), "I32": np.dtype("<i4"), "U32": np.dtype("<u4")}
 _MOST_HEADER = 1 << 20  # bytes
 
 
@@ -84,7 +86,7 @@ class ShardIndex(Mapping[str, np.ndarray]):
 
     def parts(self) -> list[IndexPart]:
         """The tensors as write_index takes them."""
-        types = {np.dtype("<i8"): "I64", np.dtype("<i4"): "I32"}
+        types = {dtype: name for name, dtype in _TYPES.items()}
         return [IndexPart(name, types[tensor.dtype], len(tensor), [tensor]) for name, tensor in self.items()]
 
 

@@ -81,6 +81,7 @@ def written_manifest(counts: list[list[int]]) -> Manifest:
     arrays = {
         "train/offsets": np.concatenate([np.arange(len(each) + 1) for each in counts]).astype(np.int64),
         "train/counts/captions": np.concatenate([np.asarray(each, dtype=np.int32) for each in counts]),
+        **{f"train/{name}": np.zeros(sum(map(len, counts)), np.uint32) for name in ("crc32", "crc32/record")},
     }
     splits = {"train": SplitEntry.of(shards)}
     return Manifest(schema=1, dataset="written", splits=splits).with_arrays(arrays)

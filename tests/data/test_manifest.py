@@ -94,8 +94,12 @@ def test_the_index_is_a_plain_safetensors_file(shards: Path, manifest: Manifest)
     assert {name: (len(each), each.dtype.name) for name, each in tensors.items()} == {
         "train/offsets": (45 + 7, "int64"),
         "train/counts/captions": (45, "int32"),
+        "train/crc32": (45, "uint32"),
+        "train/crc32/record": (45, "uint32"),
         "test/offsets": (11 + 2, "int64"),
         "test/counts/captions": (11, "int32"),
+        "test/crc32": (11, "uint32"),
+        "test/crc32/record": (11, "uint32"),
     }
     assert tensors["train/counts/captions"].tolist() == [1 + number % 3 for number in range(45)]
     assert hashlib.sha256((shards / INDEX_NAME).read_bytes()).hexdigest() == manifest.index.sha256

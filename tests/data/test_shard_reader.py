@@ -7,12 +7,13 @@ import json
 import os
 import shutil
 import tarfile
+import zlib
 from pathlib import Path
 
 import pytest
 
 from aurora_ds.data.manifest import Manifest, SampleAddress
-from aurora_ds.data.reader import BadSample, ShardReader, parse_sample
+from aurora_ds.data.reader import BLOCK, BadSample, ShardReader, parse_sample
 from aurora_ds.data.store import LocalStore
 from aurora_ds.errors import AuroraError
 
@@ -69,8 +70,36 @@ def test_a_long_record_is_read_in_full(tmp_path: Path) -> None:
         def address(self, split: str, medium: int) -> SampleAddress:
             return SampleAddress("s.tar", 0, len(block))
 
+        def checksums(self, split: str, of: str) -> list[int]:
+            return [zlib.crc32(block[: -2 * BLOCK])]  # the medium is a header and one block
+
     key, found = ShardReader(OneSample()).record("train", 0)
     assert key == "a" and len(found["captions"][0]) == 20_000
+
+
+@pytest.mark.parametrize(("member", "told_by_record"), [("record", True), ("medium", False)])
+def test_one_changed_bit_is_noticed_by_whatever_reads_it(
+    shards: Path, tmp_path: Path, member: str, told_by_record: bool
+) -> None:
+    folder = shutil.copytree(shards, tmp_path / "copy")
+    reader = ShardReader(Manifest.load(folder))
+    address = reader.manifest.address("test", 1)
+    content = bytearray((folder / address.shard).read_bytes())
+    # a letter of a caption, or a pixel of a picture that still decodes
+    place = content.index(b"picture", address.start) if member == "record" else address.end - BLOCK
+    content[place] ^= 1
+    (folder / address.shard).write_bytes(content)
+    with pytest.raises(BadSample, match="the sample at byte .* its checksum differs") as bad:
+        reader.read("test", 1)
+    assert bad.value.reason == "checksum"
+    if told_by_record:
+        with pytest.raises(BadSample, match="its checksum differs"):
+            reader.record("test", 1)
+    else:
+        assert reader.record("test", 1)[0] == "test-0000001-001"
+    assert (
+        reader.read("test", 0).key == "test-0000000-000" and reader.read("test", 2).key == "test-0000002-002"
+    )
 
 
 def test_plain_webdataset_reads_a_shard(manifest: Manifest) -> None:

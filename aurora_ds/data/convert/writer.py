@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import tarfile
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,10 +74,12 @@ def _write(task: ShardTask) -> ShardResult:
     rejected: set[int] = set()
     offsets: list[int] = [0]
     counts: list[dict[str, int]] = []
+    checksums: list[tuple[int, int]] = []
     with open(temporary, "wb", buffering=1 << 20) as raw:
         file = _HashedTar(raw)
         for medium in task.media:
             try:
+                file.start_sample()
                 with file.undone_on_error():
                     for member in members(medium, task.split, task.settings):
                         file.add(member)
@@ -85,6 +88,7 @@ def _write(task: ShardTask) -> ShardResult:
                 rejected.add(medium.number)
                 continue
             offsets.append(file.size)
+            checksums.append((file.crc32, file.record_crc32))
             counts.append({kind: len(values) for kind, values in medium.annotations.items()})
         file.finish()
         raw.flush()
@@ -104,6 +108,8 @@ def _write(task: ShardTask) -> ShardResult:
         "entry": entry.model_dump(),
         "offsets": offsets,
         "counts": by_kind,
+        "crc32": [whole for whole, _ in checksums],
+        "record_crc32": [record for _, record in checksums],
         "rejects": [vars(reject) for reject in rejects],
     }
     # The sidecar first: a tar under its own name always has one.
@@ -134,7 +140,7 @@ def sidecar(output: Path, file: str) -> Path:
 
 
 def read_sidecar(output: Path, file: str) -> dict[str, Any]:
-    """{"entry", "offsets", "counts": {kind: [...]}, "rejects"} of a shard."""
+    """{"entry", "offsets", "counts": {kind: [...]}, "crc32", "record_crc32", "rejects"} of a shard."""
     return json.loads(sidecar(output, file).read_text(encoding="utf-8"))
 
 
@@ -146,10 +152,15 @@ def remove_partial_files(output: Path) -> None:
 
 
 class _HashedTar:
-    """A tar in the making: its size and checksum as it grows."""
+    """A tar in the making: its size and checksum as it grows, and those of the sample that is being added."""
 
     def __init__(self, file: BinaryIO):
         self._file, self.size, self.sha256 = file, 0, hashlib.sha256()
+        self.start_sample()
+
+    def start_sample(self) -> None:
+        """What is added from here on is a sample: its record, then its media."""
+        self._members, self.crc32, self.record_crc32 = 0, 0, 0
 
     def add(self, member: Member) -> None:
         header = tarfile.TarInfo(member.name)
@@ -161,6 +172,9 @@ class _HashedTar:
         if self.size != end:
             raise BadSample("the file became shorter while it was read", reason="decode")
         self._write(bytes(-member.size % tarfile.BLOCKSIZE))
+        self._members += 1
+        if self._members == 1:
+            self.record_crc32 = self.crc32
 
     def undone_on_error(self) -> _Undo:
         """A block that adds all of its members, or none when it raises BadSample."""
@@ -179,6 +193,7 @@ class _HashedTar:
     def _write(self, block: bytes) -> None:
         self._file.write(block)
         self.sha256.update(block)
+        self.crc32 = zlib.crc32(block, self.crc32)
         self.size += len(block)
 
 
