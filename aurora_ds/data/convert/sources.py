@@ -14,7 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 
-from aurora_ds.data.convert import coco, flickr30k, folder, json_stream
+from aurora_ds.data.convert import (
+    coco,
+    flickr30k,
+    folder,
+    json_stream,
+    nlvr2,
+    nocaps,
+    refcoco,
+    snli_ve,
+    visual_genome,
+    vqa,
+)
 from aurora_ds.data.convert.entries import Entry, Reject
 from aurora_ds.data.convert.recipe import AnnotationFiles, DatasetRecipe
 from aurora_ds.errors import AuroraError
@@ -23,6 +34,12 @@ FAMILIES: dict[str, ModuleType] = {
     "coco": coco,
     "flickr30k": flickr30k,
     "folder": folder,
+    "nlvr2": nlvr2,
+    "nocaps": nocaps,
+    "refcoco": refcoco,
+    "snli_ve": snli_ve,
+    "visual_genome": visual_genome,
+    "vqa": vqa,
 }
 
 
