@@ -10,6 +10,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
+Sampling = Literal["uniform", "stride", "centre", "segment", "random", "head_tail", "clip"]
+
 
 class _Section(BaseModel):
     """A group of settings. Unknown keys are errors; values are checked on assignment too."""
@@ -133,6 +135,27 @@ class RetrievalConfig(_Section):
     max_tokens: PositiveInt = 35
 
 
+class MixEntry(_Section):
+    """One dataset of a training mixture."""
+
+    shards: str
+    split: str = "train"
+    weight: PositiveFloat = Field(
+        1.0, description="how many times its samples are seen in an epoch; 0.5: each once in two epochs"
+    )
+
+
+class VideoConfig(_Section):
+    """Which frames of a clip are read, and by what."""
+
+    frames: PositiveInt = 8
+    train_sampling: Sampling = Field("random", description="how frames are picked in training")
+    eval_sampling: Sampling = Field("uniform", description="how frames are picked in evaluation")
+    decoder: Literal["auto", "pyav", "torchcodec"] = Field(
+        "auto", description="auto: PyAV; torchcodec needs FFmpeg's shared libraries"
+    )
+
+
 class DataConfig(_Section):
     """Where shards are and how they are read."""
 
@@ -146,9 +169,28 @@ class DataConfig(_Section):
     cache_gb: PositiveFloat = Field(100.0, description="most that the cache may hold, in 10^9 bytes")
     train_split: str = "train"
     eval_split: str = "test"
-    lanes: PositiveInt = 64
+    mix: list[MixEntry] = Field(
+        default_factory=list,
+        description="datasets to train on together, in place of shards and train_split; evaluation reads shards",
+    )
+    expand: Literal["pairs", "media"] = Field(
+        "pairs",
+        description="an epoch is every pair once, or every medium once with one annotation drawn for it",
+    )
+    lanes: PositiveInt = Field(
+        64, description="parts that an epoch is cut into; ranks share them out, so a multiple of their number"
+    )
+    window: PositiveInt = Field(
+        4096,
+        description="samples of a lane that are shuffled among each other; larger: better mixed, less local",
+    )
     workers: int = Field(2, ge=0)
     prefetch: PositiveInt = 2
+    decoded_mb: int = Field(
+        64,
+        ge=0,
+        description="memory per worker for decoded media, so that another pair of one need not decode it",
+    )
     augment: Literal["train", "none"] = Field(
         "train", description="train: crop, flip, RandAugment as published; none: test transform"
     )
@@ -161,7 +203,16 @@ class DataConfig(_Section):
     image_decoder: Literal["auto", "pillow", "simplejpeg"] = Field(
         "auto", description="auto: simplejpeg where it is installed, else Pillow; the pixels are the same"
     )
-    bad_samples: Literal["error", "skip"] = "error"
+    video: VideoConfig = VideoConfig()
+    bad_samples: Literal["error", "skip"] = Field(
+        "skip", description="in training: put another sample in the place of an unreadable one, or stop"
+    )
+    max_bad_share: float = Field(
+        0.01, ge=0, le=1, description="with skip: the part of an epoch's samples above which the run stops"
+    )
+    slow_seconds: PositiveFloat = Field(
+        60.0, description="say which shard is waited for when a batch takes longer"
+    )
 
 
 class TrainConfig(_Section):

@@ -60,6 +60,10 @@ def _run_rules(config: RunConfig) -> list[tuple[bool, str]]:
             0 < least <= most <= 1,
             f"data.crop_scale ({least}, {most}) must be two shares of an image's area, 0 < smaller <= larger <= 1",
         ),
+        (
+            not config.data.mix or config.data.shards is not None,
+            "data.mix says what is trained on, but data.shards, whose data.eval_split is evaluated, is not set",
+        ),
     ]
 
 

@@ -21,6 +21,8 @@ from aurora_ds import arguments
 from aurora_ds.assemble import FULL_FILE, Assembled, build_task, load_trained
 from aurora_ds.config import RunConfig
 from aurora_ds.data.loader import eval_image_loader, eval_texts
+from aurora_ds.data.media import medium_shape
+from aurora_ds.data.mixture import open_manifest
 from aurora_ds.errors import AuroraError
 from aurora_ds.recipe import load_config
 from aurora_ds.runtime import process_group
@@ -47,7 +49,7 @@ def evaluate_split(
             config, config.data.eval_split, indices=indices, world_size=1, rank=0, batch_size=size
         )
 
-    edge = config.backbone.vision.image_size
+    shape = medium_shape(config, open_manifest(config), config.data.eval_split)
     return evaluate_retrieval(
         forward,
         read_images,
@@ -57,7 +59,7 @@ def evaluate_split(
         process_group.device(),
         size,
         config.evaluate.text_batch_size,
-        (3, edge, edge),
+        shape,
         lockstep,
         tail,
     )

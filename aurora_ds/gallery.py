@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from aurora_ds.config import RunConfig
-from aurora_ds.data.image import open_image
-from aurora_ds.data.loader import eval_texts, open_manifest
+from aurora_ds.data.loader import eval_texts
+from aurora_ds.data.media import picture
+from aurora_ds.data.mixture import open_manifest
 from aurora_ds.data.reader import ShardReader
 from aurora_ds.runtime.gallery import Answer, Query, gallery
 from aurora_ds.tasks.rerank import RetrievalResult
@@ -25,18 +26,12 @@ def retrieval_gallery(config: RunConfig, tokenizer: Any, result: RetrievalResult
     count = min(config.monitor.gallery_queries, len(texts["captions"]))
     chosen = np.linspace(0, len(texts["captions"]) - 1, count).round().astype(int) if count else []
 
-    def picture(medium: int) -> np.ndarray:
-        sample = reader.read(split, medium)
-        return np.asarray(
-            open_image(sample.media, config.data.max_pixels, sample.key, config.data.image_decoder)
-        )
-
     queries = []
     for text in chosen:
         scores, owner = result.text_scores[text], int(texts["media_index"][text])
         best = scores.argsort(descending=True)[:SHOWN]
         answers = [
-            Answer(picture(medium), medium == owner, float(scores[place]))
+            Answer(picture(config, reader, split, medium), medium == owner, float(scores[place]))
             for place in best.tolist()
             for medium in [int(result.text_candidates[text, place])]
         ]

@@ -19,7 +19,9 @@ from torch import Tensor
 from aurora_ds import arguments
 from aurora_ds.assemble import Assembled, build_task, copy_vocabulary, save_full
 from aurora_ds.config import RunConfig
-from aurora_ds.data.loader import open_manifest, train_loader, train_plan
+from aurora_ds.data.loader import train_loader, train_plan
+from aurora_ds.data.plan import TrainPlan
+from aurora_ds.data.unreadable import Limit
 from aurora_ds.errors import AuroraError
 from aurora_ds.evaluate import RESULTS_FILE, evaluate_split, print_results, results_record
 from aurora_ds.gallery import retrieval_gallery
@@ -31,7 +33,9 @@ from aurora_ds.runtime.engine import Engine, StepReport, build
 from aurora_ds.runtime.guards import Guards
 from aurora_ds.runtime.monitor import Monitor, memory_mb
 from aurora_ds.runtime.progress import Progress
+from aurora_ds.runtime.quarantine import Quarantine
 from aurora_ds.runtime.run_folder import claim_output, release_output, replace_file, replace_folder
+from aurora_ds.runtime.window import Window
 
 BANK = "prompts.banks.default."
 
@@ -54,12 +58,7 @@ def run(
     process_group.start()
     try:
         assembled = build_task(config)
-        plan = train_plan(
-            assembled.config,
-            open_manifest(assembled.config),
-            process_group.world_size(),
-            process_group.rank(),
-        )
+        plan = train_plan(assembled.config, process_group.world_size(), process_group.rank())
         if process_group.rank() == 0:
             print(attach_report(assembled, plan.steps_per_epoch), flush=True)
         if dry_run:
@@ -69,7 +68,7 @@ def run(
         try:
             with process_group.explaining_lost_ranks():
                 process_group.first_rank(replace_file, output / "config.yaml", to_yaml(assembled.config))
-                return Training(assembled, output, plan.steps_per_epoch, deepspeed_config).run(resume)
+                return Training(assembled, output, plan, deepspeed_config).run(resume)
         finally:
             release_output(output)
     finally:
@@ -80,7 +79,7 @@ class Training:
     """One run: the engine and everything that watches it."""
 
     def __init__(
-        self, assembled: Assembled, output: Path, steps_per_epoch: int, deepspeed_config: str | Path | None
+        self, assembled: Assembled, output: Path, plan: TrainPlan, deepspeed_config: str | Path | None
     ) -> None:
         self.assembled, self.config, self.task, self.output = (
             assembled,
@@ -88,13 +87,13 @@ class Training:
             assembled.task,
             output,
         )
-        self.steps_per_epoch = steps_per_epoch
+        self.steps_per_epoch, self.plan_fingerprint = plan.steps_per_epoch, plan.fingerprint()
         train = self.config.train
         # the schedule follows the epochs; max_steps only stops early, so that it may change when a run is
         # resumed
-        self.total = train.epochs * steps_per_epoch
+        self.total = train.epochs * self.steps_per_epoch
         self.last_step = min(self.total, train.max_steps or self.total)
-        self.engine: Engine = build(self.task, train, deepspeed_config, self.total, steps_per_epoch)
+        self.engine: Engine = build(self.task, train, deepspeed_config, self.total, self.steps_per_epoch)
         self.best: dict[str, Any] = {}
 
     def run(self, resume: str) -> dict[str, Any]:
@@ -108,6 +107,8 @@ class Training:
         )
         self.monitor.text("config", to_yaml(self.config), step)
         self.window = Window()
+        limit = Limit(self.config.data.max_bad_share, self.steps_per_epoch * train.global_batch_size)
+        self.quarantine = Quarantine(self.output, limit, fresh=not step)
         started, record = time.perf_counter(), {}
         with Progress(self.last_step, step) as self.progress:
             if step:
@@ -162,7 +163,7 @@ class Training:
             report, losses = None, {}
             for micro in range(train.accumulation):
                 with self.window.waiting():
-                    batch = self._next(batches)
+                    batch = self.quarantine.next(batches)
                 process_group.seed_step(self.config.seed, self.engine.step, micro)
                 losses = self.engine.forward(
                     batch,
@@ -178,16 +179,6 @@ class Training:
             self._after_step(report)
             if self.engine.step >= self.last_step:
                 break
-
-    def _next(self, batches: Any) -> dict[str, Any]:
-        """The next batch; what is wrong with the data on one rank stops all of them with its message."""
-        batch, message = None, ""
-        try:
-            batch = next(batches)
-        except AuroraError as error:
-            message = str(error)
-        process_group.agree(not message, message)
-        return batch
 
     def _alpha(self) -> float:
         """Weight of the soft targets: a ramp from zero over the first epochs, then constant (BLIP §3.2)."""
@@ -219,6 +210,8 @@ class Training:
                     for name, how in (reduce | {"memory_mb": "max", "skipped_samples": "sum"}).items()
                 },
             )
+            if figures["train/skipped_samples"]:
+                self.quarantine.collect(self.monitor, step, step * train.global_batch_size)
             self.progress.update(
                 step,
                 loss=figures["train/loss"],
@@ -247,6 +240,12 @@ class Training:
                 f"The checkpoint {found} was trained on backbone {theirs.get('name')} with another "
                 "sha256 than the one loaded now "
                 f"({self.assembled.backbone['name']}). Give the backbone.checkpoint it was trained on."
+            )
+        if loaded.state["cursor"].get("plan") != self.plan_fingerprint:
+            raise AuroraError(
+                f"The checkpoint {found} was trained on another order of samples: other shards, mixture or weights, or "
+                "another seed, data.lanes, data.window or data.expand. Its place in the epoch means nothing here; give "
+                "the settings that it was trained with."
             )
         self.task.load_buffers(loaded.task_buffers)
         self.best = loaded.state.get("best", {})
@@ -278,6 +277,7 @@ class Training:
             "cursor": {
                 "step_in_epoch": self.engine.step % self.steps_per_epoch,
                 "steps_per_epoch": self.steps_per_epoch,
+                "plan": self.plan_fingerprint,
             },
             "samples": self.engine.step * self.config.train.global_batch_size,
             "random": "every random number is keyed by (seed, step) or (seed, epoch, pair)",
@@ -347,45 +347,6 @@ class Training:
                 print_results(record)
         self.engine.train()
         return record
-
-
-class Window:
-    """Sums since the last line of the log: losses, samples skipped, time, time spent waiting for data."""
-
-    def __init__(self) -> None:
-        self._reset()
-
-    def _reset(self) -> None:
-        self.losses: dict[str, Tensor] = {}
-        self.count = self.skipped = 0
-        self.waited, self.since, self._began = 0.0, time.perf_counter(), 0.0
-
-    def waiting(self) -> Window:
-        return self
-
-    def __enter__(self) -> None:
-        self._began = time.perf_counter()
-
-    def __exit__(self, *error: object) -> None:
-        self.waited += time.perf_counter() - self._began
-
-    def add(self, losses: dict[str, Tensor], batch: dict[str, Any]) -> None:
-        for name, value in losses.items():
-            self.losses[name] = self.losses.get(name, 0.0) + value.detach()
-        self.count += 1
-        self.skipped += int(batch.get("skipped", 0))
-
-    def figures(self, global_batch_size: int) -> dict[str, float]:
-        """Means since the last call, which starts a new window."""
-        elapsed = time.perf_counter() - self.since
-        result = {name: float(value) / self.count for name, value in self.losses.items()}
-        result |= {
-            "samples_per_second": self.count * global_batch_size / elapsed,
-            "data_wait_share": self.waited / elapsed,
-            "skipped_samples": float(self.skipped),
-        }
-        self._reset()
-        return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:

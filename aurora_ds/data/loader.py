@@ -1,7 +1,7 @@
 """Loaders: batches of the reading plan by PyTorch's DataLoader, one whole batch per item.
 
-Workers take batches in turn and hand them back in order, and all randomness of a sample is keyed by (seed, epoch,
-pair), so neither the number of workers nor of ranks changes a batch's samples. Starting at a step reads nothing
+Workers take batches in turn and hand them back in order, and all randomness of a sample is keyed by (seed, turn of its
+source, pair), so neither the number of workers nor of ranks changes a batch's samples. Starting at a step reads nothing
 before it.
 """
 
@@ -10,26 +10,23 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from aurora_ds.config import RunConfig
-from aurora_ds.data.decode import open_image
-from aurora_ds.data.image import test_transform, train_transform
-from aurora_ds.data.manifest import MANIFEST_NAME, Manifest
+from aurora_ds.data.manifest import Manifest
+from aurora_ds.data.media import MediaReader, annotation
+from aurora_ds.data.mixture import Row, open_manifest, open_mixture
 from aurora_ds.data.plan import TrainPlan, evaluation_share
-from aurora_ds.data.reader import BadSample, Sample, ShardReader
+from aurora_ds.data.reader import ShardReader
 from aurora_ds.data.text import pre_caption
+from aurora_ds.data.unreadable import Limit, TooManyUnreadable, read_or_replace
+from aurora_ds.data.waiting import ShardBoard, Watch
 from aurora_ds.errors import AuroraError
-
-# Other pairs of the lane that are tried for an unreadable one before the run is stopped: damage on a large scale.
-MOST_SUBSTITUTES = 16
 
 
 class Tokenizer(Protocol):
@@ -45,13 +42,17 @@ class _Failure:
     """An AuroraError on its way out of a worker: raised there, DataLoader would put a stack trace into its message."""
 
     message: str
+    bad: tuple[dict[str, Any], ...] = ()
 
 
 class BatchLoader:
-    """Iterates batches; len() is exact. A thin shell over DataLoader that raises errors of workers as they were."""
+    """Iterates batches; len() is exact. A shell over DataLoader that raises errors of workers as they were, tells of
+    long waits, and stops when too much is unreadable."""
 
-    def __init__(self, batches: DataLoader):
-        self.batches = batches
+    def __init__(
+        self, batches: DataLoader, board: ShardBoard, slow_seconds: float, limit: Limit | None = None
+    ):
+        self.batches, self.board, self.slow_seconds, self.limit = batches, board, slow_seconds, limit
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -59,13 +60,22 @@ class BatchLoader:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         iterator = iter(self.batches)
         try:
-            while True:
-                batch = _next(iterator)
-                if batch is None:
-                    return
-                if isinstance(batch, _Failure):
-                    raise AuroraError(batch.message)
-                yield batch
+            with Watch(self.board, self.slow_seconds) as watch:
+                while True:
+                    watch.begin()
+                    batch = _next(iterator)
+                    watch.end()
+                    if batch is None:
+                        return
+                    if isinstance(batch, _Failure):
+                        raise (
+                            TooManyUnreadable(batch.message, list(batch.bad))
+                            if batch.bad
+                            else AuroraError(batch.message)
+                        )
+                    if self.limit is not None:
+                        self.limit.add(batch["bad"])
+                    yield batch
         finally:
             # Its workers end with its last reference; left to a traceback or to garbage collection, that takes seconds.
             del iterator
@@ -92,156 +102,183 @@ class _Batches(Dataset):
     def __getitem__(self, number: int) -> dict[str, Any] | _Failure:
         try:
             return self.batch(number)
+        except TooManyUnreadable as error:
+            return _Failure(str(error), tuple(error.bad))
         except AuroraError as error:
             return _Failure(str(error))
 
 
 class _TrainBatches(_Batches):
-    """Item n is micro-batch n of the epoch."""
+    """Item n is micro-batch n of the epoch. `texts` makes its tensors of the annotations."""
 
-    def __init__(self, config: RunConfig, plan: TrainPlan, tokenizer: Tokenizer, epoch: int):
-        self.config, self.plan, self.tokenizer, self.epoch = config, plan, tokenizer, epoch
-        self.reader = ShardReader(plan.manifest)
-        plan.order(epoch)  # computed once here, not in every worker
+    def __init__(
+        self,
+        config: RunConfig,
+        plan: TrainPlan,
+        texts: Callable[[list[Any]], dict[str, Tensor]],
+        epoch: int,
+        board: ShardBoard,
+    ):
+        self.config, self.plan, self.texts, self.epoch = config, plan, texts, epoch
+        data, sources = config.data, plan.mixture.sources
+        splits = [(source.manifest, source.split) for source in sources]
+        self.media = MediaReader(config, splits, data.video.train_sampling, data.decoded_mb, board.note)
+        # What comes once in an epoch need not be kept for later.
+        self._several = [source.expand == "pairs" and source.pairs > source.media for source in sources]
 
     def __len__(self) -> int:
         return self.plan.steps_per_epoch * self.plan.accumulation
 
     def batch(self, number: int) -> dict[str, Any]:
-        step, micro = divmod(number, self.plan.accumulation)
-        positions, pairs = self.plan.batch_positions(self.epoch, step, micro)
-        media, which = self._locate(pairs)
-        rows = [
-            self._row(*row)
-            for row in zip(positions.tolist(), pairs.tolist(), media.tolist(), which.tolist(), strict=True)
-        ]
-        retrieval = self.config.retrieval
-        captions = [pre_caption(row["caption"], retrieval.max_words) for row in rows]
-        input_ids, attention_mask = self.tokenizer.encode(captions, retrieval.max_tokens)
+        rows = self.plan.batch(self.epoch, *divmod(number, self.plan.accumulation)).each()
+        picture: Tensor | None = None
+        read, bad = [], []
+        for place, row in enumerate(rows):
+            (row, key, pixels, text), unreadable = read_or_replace(
+                row, self.epoch, self.plan, self.media, self.config.data.bad_samples == "skip", self._read
+            )
+            picture = _rows_of(len(rows), pixels) if picture is None else picture
+            _put(picture, place, pixels, key)
+            read.append((row, key, text))
+            bad += unreadable
+        mixture = self.plan.mixture
         return {
-            "image": torch.stack([row["image"] for row in rows]),  # (batch, 3, size, size)
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "media_index": torch.tensor([row["medium"] for row in rows]),
-            "sample_index": torch.tensor([row["pair"] for row in rows]),
-            "keys": [row["key"] for row in rows],
-            "skipped": sum(row["skipped"] for row in rows),
+            "image": picture,  # (batch, 3, size, size), or (batch, frames, 3, size, size)
+            **self.texts([text for _, _, text in read]),
+            "media_index": torch.tensor(
+                [mixture.first_medium[row.source] + row.medium for row, _, _ in read]
+            ),
+            "sample_index": torch.tensor([mixture.first_pair[row.source] + row.pair for row, _, _ in read]),
+            "keys": [key for _, key, _ in read],
+            "skipped": sum(not entry["substitute"] for entry in bad),
+            "bad": bad,
         }
 
-    def _row(self, position: int, pair: int, medium: int, which: int) -> dict[str, Any]:
-        """The pair's row, or with data.bad_samples=skip that of the first readable one of its substitutes."""
-        try:
-            return {**self._read(pair, medium, which), "skipped": 0}
-        except BadSample as error:
-            problem = error
-        if self.config.data.bad_samples == "error":
-            raise AuroraError(
-                f"Pair {pair} of split {self.plan.split!r} cannot be used. {problem} Set data.bad_samples=skip "
-                "to go on with other pairs in the place of such ones."
-            )
-        others = self.plan.substitutes(self.epoch, position, MOST_SUBSTITUTES)
-        places = zip(others.tolist(), *map(np.ndarray.tolist, self._locate(others)), strict=True)
-        for other in places:
-            try:
-                return {**self._read(*other), "skipped": 1}
-            except BadSample as error:
-                problem = error
-        raise AuroraError(
-            f"Pair {pair} of split {self.plan.split!r} and {len(others)} pairs tried in its place cannot be "
-            f"read. {problem} `aurora-ds shards verify` lists all damage."
-        )
-
-    def _locate(self, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return self.plan.manifest.locate_pairs(self.plan.split, pairs)
-
-    def _read(self, pair: int, medium: int, which: int) -> dict[str, Any]:
-        data = self.config.data
-        sample = self.reader.read(self.plan.split, medium)
-        image = open_image(sample.media, data.max_pixels, sample.key, data.image_decoder)
-        size = self.config.backbone.vision.image_size
-        if data.augment == "train":
-            key = np.random.SeedSequence([self.config.seed % 2**64, self.epoch, pair])
-            pixels = train_transform(
-                image,
-                size,
-                np.random.Generator(np.random.Philox(key)),
-                data.crop_scale,
-                data.horizontal_flip,
-                data.randaugment,
-            )
-        else:
-            pixels = test_transform(image, size)
-        return {
-            "image": pixels,
-            "caption": _caption(sample.record, which, sample.key),
-            "medium": medium,
-            "pair": pair,
-            "key": sample.key,
-        }
+    def _read(self, row: Row) -> tuple[Row, str, Tensor, Any]:
+        source = self.plan.mixture.sources[row.source]
+        medium = self.media.read(row.source, row.medium, row.turn, self._several[row.source])
+        text = annotation(medium.record, source.kind, row.annotation, medium.key)
+        random = None
+        if self.config.data.augment == "train":
+            key = np.random.SeedSequence([self.config.seed % 2**64, row.source, row.turn, row.pair])
+            random = np.random.Generator(np.random.Philox(key))
+        pixels = medium.transformed(self.config, random)
+        return row, self.plan.mixture.key(row.source, medium.key), pixels, text
 
 
 class _EvaluationBatches(_Batches):
     """Item n is the n-th batch of this rank's media."""
 
-    def __init__(self, config: RunConfig, manifest: Manifest, split: str, media: list[int], batch_size: int):
-        self.config, self.split, self.media, self.batch_size = config, split, media, batch_size
-        self.reader = ShardReader(manifest)
+    def __init__(
+        self,
+        config: RunConfig,
+        manifest: Manifest,
+        split: str,
+        media: list[int],
+        batch_size: int,
+        board: ShardBoard,
+    ):
+        self.config, self.media, self.batch_size = config, media, batch_size
+        sampling = config.data.video.eval_sampling
+        self.reader = MediaReader(config, [(manifest, split)], sampling, note=board.note)
 
     def __len__(self) -> int:
         return -(-len(self.media) // self.batch_size)
 
     def batch(self, number: int) -> dict[str, Any]:
         media = self.media[number * self.batch_size : (number + 1) * self.batch_size]
-        samples: list[Sample] = [self.reader.read(self.split, medium) for medium in media]
-        size, data = self.config.backbone.vision.image_size, self.config.data
-        opened = (open_image(one.media, data.max_pixels, one.key, data.image_decoder) for one in samples)
-        images = [test_transform(image, size) for image in opened]
-        return {
-            "image": torch.stack(images),  # (batch, 3, size, size)
-            "media_index": torch.tensor(media),
-            "keys": [sample.key for sample in samples],
-        }
+        picture: Tensor | None = None
+        keys = []
+        for place, number in enumerate(media):
+            medium = self.reader.read(0, number)
+            pixels = medium.transformed(self.config, None)
+            picture = _rows_of(len(media), pixels) if picture is None else picture
+            _put(picture, place, pixels, medium.key)
+            keys.append(medium.key)
+        return {"image": picture, "media_index": torch.tensor(media), "keys": keys}
 
 
-def train_plan(config: RunConfig, manifest: Manifest, world_size: int, rank: int) -> TrainPlan:
-    """The plan that `train_loader` reads by: steps_per_epoch without opening a shard."""
+def _rows_of(count: int, row: Tensor) -> Tensor:
+    """An empty tensor for `count` rows like this one; in a worker process, in memory that it shares."""
+    shape = (count, *row.shape)
+    if get_worker_info() is None:
+        return row.new_empty(shape)
+    # Written once, where the main process reads it: a batch that is stacked first is copied there in addition.
+    numbers = count * row.numel()
+    return torch.empty(0).set_(torch.UntypedStorage._new_shared(4 * numbers, device="cpu"), 0, shape)
+
+
+def _put(batch: Tensor, place: int, row: Tensor, key: str) -> None:
+    if batch.shape[1:] != row.shape:
+        raise AuroraError(
+            f"Sample {key} is of shape {tuple(row.shape)}, others of its batch are {tuple(batch.shape[1:])}: images "
+            "and clips, or sets of different numbers of images, cannot be in one run. Use shards of one kind of media."
+        )
+    batch[place] = row
+
+
+def train_plan(config: RunConfig, world_size: int, rank: int, kind: str = "captions") -> TrainPlan:
+    """The plan that training reads by: steps_per_epoch without opening a shard. Raises AuroraError."""
     data, train = config.data, config.train
     return TrainPlan(
-        manifest,
-        data.train_split,
+        open_mixture(config, kind),
         config.seed,
         data.lanes,
         train.global_batch_size,
         world_size,
         rank,
         train.accumulation,
+        data.window,
     )
 
 
 def steps_per_epoch(config: RunConfig, world_size: int) -> int:
     """Optimizer steps of an epoch, the same on every rank. Raises AuroraError for sizes that do not fit."""
-    return train_plan(config, open_manifest(config), world_size, 0).steps_per_epoch
+    return train_plan(config, world_size, 0).steps_per_epoch
 
 
 def train_loader(
     config: RunConfig, tokenizer: Tokenizer, world_size: int, rank: int, epoch: int, start_step: int = 0
 ) -> BatchLoader:
+    """`annotated_loader` of captions: its batches have input_ids and attention_mask, int64 (B, longest text)."""
+    retrieval = config.retrieval
+
+    def texts(captions: list[str]) -> dict[str, Tensor]:
+        cleaned = [pre_caption(caption, retrieval.max_words) for caption in captions]
+        input_ids, attention_mask = tokenizer.encode(cleaned, retrieval.max_tokens)
+        return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+    return annotated_loader(config, "captions", texts, world_size, rank, epoch, start_step)
+
+
+def annotated_loader(
+    config: RunConfig,
+    kind: str,
+    texts: Callable[[list[Any]], dict[str, Tensor]],
+    world_size: int,
+    rank: int,
+    epoch: int,
+    start_step: int = 0,
+) -> BatchLoader:
     """This rank's micro-batches of an epoch from optimizer step `start_step` on, train.accumulation of them per step.
 
-    Each is a dict: image float32 (B, 3, S, S); input_ids, attention_mask int64 (B, longest text); media_index,
-    sample_index int64 (B,): number of the medium and of the (medium, caption) pair in the split; keys; skipped:
-    unreadable samples that were replaced by others of their lane. B = global_batch_size / world_size /
-    accumulation. len() is exact and the same on every rank. Raises AuroraError for wrong sizes at once, for
-    unreadable samples while iterating (data.bad_samples).
+    Each is a dict: image float32 (B, 3, S, S), clips (B, T, 3, S, S); what `texts` makes of the B annotations of the
+    kind; media_index, sample_index int64 (B,): number of the medium and of the (medium, annotation) pair over all
+    sources; keys; skipped: how many samples were replaced by others of their lane, as they were unreadable; bad: what
+    was unreadable (unreadable.py). B = global_batch_size / world_size / accumulation. len() is exact and the same on
+    every rank. Raises AuroraError for wrong sizes at once, for unreadable samples while iterating (data.bad_samples).
     """
-    plan = train_plan(config, open_manifest(config), world_size, rank)
+    plan = train_plan(config, world_size, rank, kind)
     if not 0 <= start_step <= plan.steps_per_epoch:
         raise AuroraError(
             f"Step {start_step} is not in an epoch of {plan.steps_per_epoch} steps: the checkpoint belongs to "
             "other data or another batch size."
         )
-    batches = _TrainBatches(config, plan, tokenizer, epoch)
-    return _loader(config, batches, range(start_step * plan.accumulation, len(batches)))
+    board = ShardBoard(config.data.workers)
+    batches = _TrainBatches(config, plan, texts, epoch, board)
+    numbers = range(start_step * plan.accumulation, len(batches))
+    limit = Limit(config.data.max_bad_share, plan.steps_per_epoch * plan.global_batch_size)
+    return _loader(config, batches, numbers, board, limit)
 
 
 def eval_image_loader(
@@ -254,15 +291,15 @@ def eval_image_loader(
 ) -> BatchLoader:
     """This rank's share of the media `indices` (None: all) of the split; over all ranks each comes exactly once.
 
-    Rank r reads positions i % world_size == r of the list. Batches: image float32 (B, 3, S, S), media_index int64
-    (B,), keys; the last may be short, and a rank may have none. An unreadable image is an error here whatever
-    data.bad_samples says: a recall over another gallery would not be comparable.
+    Rank r reads positions i % world_size == r of the list. Batches: image float32 (B, 3, S, S), clips (B, T, 3, S, S),
+    media_index int64 (B,), keys; the last may be short, and a rank may have none. An unreadable medium is an error here
+    whatever data.bad_samples says: a recall over another gallery would not be comparable.
     """
-    manifest = open_manifest(config)
+    manifest, board = open_manifest(config), ShardBoard(config.data.workers)
     listed = range(manifest.media(split)) if indices is None else [int(index) for index in indices]
     media = [listed[position] for position in evaluation_share(len(listed), world_size, rank)]
-    batches = _EvaluationBatches(config, manifest, split, media, batch_size)
-    return _loader(config, batches, range(len(batches)))
+    batches = _EvaluationBatches(config, manifest, split, media, batch_size, board)
+    return _loader(config, batches, range(len(batches)), board)
 
 
 def eval_texts(
@@ -307,34 +344,9 @@ def pad_texts(input_ids: Sequence[Tensor], pad_id: int) -> tuple[Tensor, Tensor]
     return padded, (torch.arange(padded.shape[1]) < lengths[:, None]).long()
 
 
-def open_manifest(config: RunConfig) -> Manifest:
-    """The manifest in data.shards. Raises AuroraError when the key is not set or the folder holds no shards."""
-    if config.data.shards is None:
-        raise AuroraError(
-            "data.shards is not set: name the folder that `aurora-ds shards convert` wrote, for example "
-            "data.shards=shards/coco_retrieval."
-        )
-    path = Path(config.data.shards)
-    manifest = path / MANIFEST_NAME
-    # Evaluation asks once per batch of images, and a large manifest takes a second to read.
-    return _load(path, manifest.stat().st_mtime_ns if manifest.is_file() else 0)
-
-
-@lru_cache(maxsize=4)
-def _load(path: Path, changed: int) -> Manifest:
-    return Manifest.load(path)
-
-
-def _caption(record: dict[str, Any], which: int, key: str) -> str:
-    captions = record.get("captions")
-    if not isinstance(captions, list) or which >= len(captions) or not isinstance(captions[which], str):
-        raise BadSample(
-            f"Sample {key} has no caption {which}: its record does not fit the manifest.", "no_annotation"
-        )
-    return captions[which]
-
-
-def _loader(config: RunConfig, batches: Dataset, numbers: range) -> BatchLoader:
+def _loader(
+    config: RunConfig, batches: Dataset, numbers: range, board: ShardBoard, limit: Limit | None = None
+) -> BatchLoader:
     # A single batch is made faster here than in a process that must be started for it.
     workers = min(config.data.workers, len(numbers)) if len(numbers) > 1 else 0
     loader = DataLoader(
@@ -348,7 +360,7 @@ def _loader(config: RunConfig, batches: Dataset, numbers: range) -> BatchLoader:
         worker_init_fn=_prepare_worker if workers else None,
         pin_memory=torch.cuda.is_available(),
     )
-    return BatchLoader(loader)
+    return BatchLoader(loader, board, config.data.slow_seconds, limit)
 
 
 def _prepare_worker(worker: int) -> None:

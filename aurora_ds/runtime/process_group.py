@@ -138,6 +138,15 @@ def broadcast_object(value: Any, source: int = 0) -> Any:
     return holder[0]
 
 
+def gather_objects(value: Any) -> list[Any]:
+    """The values of all ranks, by rank, on every rank. Collective; plain Python data only."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def broadcast_tensors(tensors: dict[str, torch.Tensor] | None, source: int = 0) -> dict[str, torch.Tensor]:
     """CPU tensors that rank `source` holds, on every rank, in the same order. Other ranks pass None."""
     if world_size() == 1:

@@ -229,7 +229,12 @@ def test_an_unreadable_sample_is_told_plainly_whoever_read_it(
         for place in range(0, os.path.getsize(damaged / "train-000000.tar") - 4096, 4096):
             file.seek(place)
             file.write(b"\0" * 2048)
-    said = refused("train", f"data.shards={damaged}", f"data.workers={workers}", "--output", tmp_path / "run")
+    command = ("train", f"data.shards={damaged}", f"data.workers={workers}", "--output", tmp_path / "run")
+    said = refused(*command)
+    assert "48 samples in a row cannot be read" in said and "worker" not in said.lower()
+    listed = [json.loads(line) for line in (tmp_path / "run" / "bad_samples.jsonl").read_text().splitlines()]
+    assert {line["shard"] for line in listed} == {"train-000000.tar"} and len(listed) > 10
+    said = refused(*command, "data.bad_samples=error")
     assert "cannot be used" in said and "data.bad_samples=skip" in said and "worker" not in said.lower()
 
 

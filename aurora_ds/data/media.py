@@ -1,0 +1,176 @@
+"""Media of shards, decoded and transformed: images, sets of images, clips. Decoded ones are kept in a bounded buffer.
+
+All randomness is keyed by (seed, source, turn) and the pair, or for the frames of a clip the medium, so that the pairs
+of a medium share its decoded frames.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from aurora_ds.config import RunConfig
+from aurora_ds.data.clip import clip_transform, sample_clip, train_clip_transform
+from aurora_ds.data.decode import open_image
+from aurora_ds.data.image import test_transform, train_transform
+from aurora_ds.data.manifest import Manifest
+from aurora_ds.data.reader import BadSample, Sample, ShardReader
+from aurora_ds.data.sampling import RANDOM_STRATEGIES, Strategy
+
+_FRAMES = 4  # first number of the keys of these draws; plan.py and mixture.py have others
+
+
+@dataclass(frozen=True)
+class Medium:
+    """A decoded medium: one RGB image, several, or the frames of a clip, uint8 (T, H, W, 3)."""
+
+    key: str
+    record: dict[str, Any]
+    pixels: Image.Image | list[Image.Image] | np.ndarray
+
+    @property
+    def bytes(self) -> int:
+        """What its pixels take."""
+        if isinstance(self.pixels, np.ndarray):
+            return self.pixels.nbytes
+        images = self.pixels if isinstance(self.pixels, list) else [self.pixels]
+        return sum(3 * image.width * image.height for image in images)
+
+    def transformed(self, config: RunConfig, random: np.random.Generator | None) -> Tensor:
+        """float32 (3, S, S), (images, 3, S, S) or (T, 3, S, S). `random`: augmented with draws from it; None: not."""
+        size, data = config.backbone.vision.image_size, config.data
+        if random is None:
+            if isinstance(self.pixels, np.ndarray):
+                return clip_transform(self.pixels, size)
+            if isinstance(self.pixels, list):
+                return torch.stack([test_transform(image, size) for image in self.pixels])
+            return test_transform(self.pixels, size)
+        options = (size, random, data.crop_scale, data.horizontal_flip, data.randaugment)
+        if isinstance(self.pixels, np.ndarray):
+            return train_clip_transform(self.pixels, *options)
+        if isinstance(self.pixels, list):
+            return torch.stack([train_transform(image, *options) for image in self.pixels])
+        return train_transform(self.pixels, *options)
+
+
+class MediaReader:
+    """Reads media of several splits by (number of the split, number of the medium).
+
+    `sampling`: how frames of clips are chosen. `note` is told the shard that is being read, then "" when it was.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        splits: Sequence[tuple[Manifest, str]],
+        sampling: Strategy,
+        buffer_mb: int = 0,
+        note: Callable[[str], None] = lambda shard: None,
+    ):
+        self._config, self._splits, self._sampling, self._note = config, splits, sampling, note
+        readers = {id(manifest): ShardReader(manifest) for manifest, _ in splits}
+        self._readers = [readers[id(manifest)] for manifest, _ in splits]
+        self._kept: OrderedDict[tuple[int, int, int], Medium] = OrderedDict()
+        self._room = buffer_mb * 2**20
+
+    def read(self, source: int, medium: int, turn: int = 0, keep: bool = False) -> Medium:
+        """A medium, decoded; from the buffer where it is. `keep`: it will be asked for again. Raises BadSample."""
+        # Only the frames of a clip depend on the turn.
+        place = (source, medium, turn if self._sampling in RANDOM_STRATEGIES else 0)
+        if place in self._kept:
+            self._kept.move_to_end(place)
+            return self._kept[place]
+        manifest, split = self._splits[source]
+        self._note(manifest.address(split, medium).shard)
+        sample = self._readers[source].read(split, medium)
+        self._note("")
+        found = Medium(sample.key, sample.record, self._decode(sample, place))
+        if keep and found.bytes <= self._room:
+            self._kept[place] = found
+            self._room -= found.bytes
+        elif keep:
+            self._make_room(place, found)
+        return found
+
+    def shard(self, source: int, medium: int) -> str:
+        """The file that holds a medium."""
+        manifest, split = self._splits[source]
+        return manifest.address(split, medium).shard
+
+    def key(self, source: int, medium: int) -> str | None:
+        """The key of a medium, by its record alone; None where that cannot be read either."""
+        try:
+            return self._readers[source].record(self._splits[source][1], medium)[0]
+        except BadSample:
+            return None
+
+    def _decode(
+        self, sample: Sample, place: tuple[int, int, int]
+    ) -> Image.Image | list[Image.Image] | np.ndarray:
+        data = self._config.data
+        if sample.kind in ("video", "frames"):
+            key = np.random.SeedSequence([_FRAMES, self._config.seed % 2**64, *place])
+            return sample_clip(
+                sample,
+                data.video.frames,
+                self._sampling,
+                np.random.Generator(np.random.Philox(key)),
+                max_pixels=data.max_pixels,
+                decoder=data.video.decoder,
+            )[0]
+        if sample.kind == "images":
+            return [
+                open_image(part.content, data.max_pixels, f"{sample.key}, image {number}", data.image_decoder)
+                for number, part in enumerate(sample.parts)
+            ]
+        return open_image(sample.media, data.max_pixels, sample.key, data.image_decoder)
+
+    def _make_room(self, place: tuple[int, int, int], found: Medium) -> None:
+        """Keeps `found` in the place of those used longest ago, unless it is larger than the whole buffer."""
+        if found.bytes > self._room + sum(each.bytes for each in self._kept.values()):
+            return
+        while found.bytes > self._room:
+            self._room += self._kept.popitem(last=False)[1].bytes
+        self._kept[place] = found
+        self._room -= found.bytes
+
+
+def medium_shape(config: RunConfig, manifest: Manifest, split: str) -> tuple[int, ...]:
+    """Shape of the split's media in a batch, by the first one's record: (3, S, S), or (T, 3, S, S) for clips."""
+    size = config.backbone.vision.image_size
+    reader = ShardReader(manifest)
+    sample = reader.read(split, 0)
+    reader.close()
+    leading = {"image": (), "images": (len(sample.parts),)}.get(sample.kind, (config.data.video.frames,))
+    return (*leading, 3, size, size)
+
+
+def picture(config: RunConfig, reader: ShardReader, split: str, medium: int) -> np.ndarray:
+    """uint8 (H, W, 3): an image to show for a medium; of a clip or a set, the one in the middle."""
+    sample, data = reader.read(split, medium), config.data
+    if sample.kind in ("video", "frames"):
+        return sample_clip(sample, 1, "centre", max_pixels=data.max_pixels, decoder=data.video.decoder)[0][0]
+    part = sample.parts[len(sample.parts) // 2]
+    return np.asarray(open_image(part.content, data.max_pixels, sample.key, data.image_decoder))
+
+
+def annotation(record: dict[str, Any], kind: str, which: int, key: str) -> Any:
+    """Annotation number `which` of a kind: a caption is a string, others are as the record has them.
+
+    Raises BadSample (no_annotation) when the record does not have it.
+    """
+    listed = record.get(kind)
+    wanted = str if kind == "captions" else dict
+    if not isinstance(listed, list) or which >= len(listed) or not isinstance(listed[which], wanted):
+        raise BadSample(
+            f"Sample {key} has no entry {which} in its {kind}: its record does not fit the manifest.",
+            reason="no_annotation",
+        )
+    return listed[which]
