@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import io
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +74,7 @@ class Clip:
         self.stream_index, self._start = stream.index, 0.0
         self._context = stream.codec_context
         self._packets = _packets(container, stream, name)
-        self._place, self._problem = 0, "it holds no picture"
+        self._place, self._problem = 0, "they are missing"
         self._jumps = jumps and self._context.name not in NO_JUMPS
         shown = [packet for packet in self._packets if _shown(packet, self._context.name)]
         marks = [packet.pts for packet in shown]
@@ -132,11 +132,11 @@ class Clip:
         pictures = dict(zip(wanted, self.each(wanted), strict=True))
         return np.stack([pictures[int(number)] for number in numbers])
 
-    def each(self, wanted: Iterable[int]) -> Iterator[np.ndarray]:
+    def each(self, wanted: Sequence[int]) -> Iterator[np.ndarray]:
         """uint8 (H, W, 3) for each of the ascending frame numbers `wanted`. Raises BadSample.
 
-        A frame that is damaged beyond decoding is replaced by the one before it, as a player would show it; one of
-        another size than the first is scaled to the first one's.
+        A frame that is damaged beyond decoding is replaced by the one before it, as a player would show it, unless
+        that befalls more than half of them; one of another size than the first is scaled to the first one's.
         """
         import av
 
@@ -154,8 +154,9 @@ class Clip:
                 pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
             yield pixels
 
-    def decoded(self, wanted: Iterable[int]) -> Iterator[Any]:
+    def decoded(self, wanted: Sequence[int]) -> Iterator[Any]:
         """PyAV frames of the ascending frame numbers `wanted`, one each. Raises BadSample."""
+        lost = 0
         run, before, after = self._forward(0), None, None
         for number in wanted:
             mark = self._marks[number]
@@ -171,11 +172,15 @@ class Clip:
                 if after is None or after[0] > mark:
                     break
                 before, after = after, None
-            if before is None and after is None:
+            found = before or after
+            lost += found is None or found[0] != mark
+            if found is None or 2 * lost > max(len(wanted), 2):
                 raise BadSample(
-                    f"Clip {self.name}: no frame can be decoded ({self._problem}).", reason="decode"
+                    f"Clip {self.name}: {lost} or more of the {len(wanted)} frames asked for cannot be decoded "
+                    f"({self._problem}).",
+                    reason="decode",
                 )
-            yield (before or after)[1]
+            yield found[1]
 
     def _forward(self, start: int) -> Iterator[tuple[int, Any]]:
         """(mark, frame) of all frames that packets from `start` on decode to, in the order in which they are shown."""
