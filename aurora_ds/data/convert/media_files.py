@@ -9,6 +9,8 @@ from pathlib import Path, PurePosixPath
 from aurora_ds.data.reader import IMAGE_TYPES, VIDEO_TYPES
 
 OUTSIDE = "the path leads out of the source folder"
+# Further extensions under which files lie on disks; a shard's member is named by its content.
+IMAGE_NAMES, VIDEO_NAMES = (*IMAGE_TYPES, "jpeg"), (*VIDEO_TYPES, "3g2", "mts", "m2ts", "mpeg")
 
 
 class MediaFiles:
@@ -16,7 +18,7 @@ class MediaFiles:
 
     def __init__(self, folders: Sequence[Path], candidates: Callable[[str], list[str]], video: bool):
         self._folders, self._candidates = folders, candidates
-        self._types = VIDEO_TYPES if video else (*IMAGE_TYPES, "jpeg")
+        self._types = VIDEO_NAMES if video else IMAGE_NAMES
         self._missing = "there is no such video file" if video else "there is no such image file"
         self._stems: dict[Path, dict[str, list[str]]] = {}
 

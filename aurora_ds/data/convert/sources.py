@@ -16,13 +16,18 @@ from types import ModuleType
 
 from aurora_ds.data.convert import (
     coco,
+    didemo,
     flickr30k,
     folder,
     json_stream,
+    msrvtt,
+    msvd,
     nlvr2,
     nocaps,
     refcoco,
     snli_ve,
+    vatex,
+    videoqa,
     visual_genome,
     vqa,
 )
@@ -32,12 +37,17 @@ from aurora_ds.errors import AuroraError
 
 FAMILIES: dict[str, ModuleType] = {
     "coco": coco,
+    "didemo": didemo,
     "flickr30k": flickr30k,
     "folder": folder,
+    "msrvtt": msrvtt,
+    "msvd": msvd,
     "nlvr2": nlvr2,
     "nocaps": nocaps,
     "refcoco": refcoco,
     "snli_ve": snli_ve,
+    "vatex": vatex,
+    "videoqa": videoqa,
     "visual_genome": visual_genome,
     "vqa": vqa,
 }
