@@ -13,6 +13,7 @@ from PIL import Image
 
 from aurora_ds.data.sampling import choose
 from aurora_ds.data.video_pyav import MAX_PIXELS, open_clip
+from aurora_ds.errors import AuroraError
 
 JPEG_QUALITY = 90
 # x264: visually near the source, and far quicker to encode than its default preset at a slightly larger size.
@@ -48,10 +49,16 @@ def reencode(
     """The clip as an mp4 of H.264 with a key frame at least every `gop_seconds`; every frame keeps its time.
 
     Sound is dropped, rotation is applied to the pixels, and `size` is as in frames_as_jpeg. Sides are made even by
-    leaving out the last row or column, which 4:2:0 needs. Raises BadSample.
+    leaving out the last row or column, which 4:2:0 needs. Raises BadSample; AuroraError where PyAV lacks x264.
     """
     import av
+    from av.video.frame import PictureType
 
+    if "libx264" not in av.codecs_available:
+        raise AuroraError(
+            "This PyAV was built without x264, which --video-reencode needs. Install PyAV from PyPI (`pip install "
+            "av`), whose packages have it, or store frames with --video-frames."
+        )
     target = io.BytesIO()
     with (
         open_clip(content, name, max_pixels) as clip,
@@ -60,17 +67,22 @@ def reencode(
         rate = Fraction(len(clip) / clip.seconds).limit_denominator(1001)
         stream = output.add_stream("libx264", rate=rate, options=X264)
         base = Fraction(1, 90_000)
-        stream.pix_fmt, stream.time_base = "yuv420p", base
-        stream.codec_context.gop_size = max(1, round(gop_seconds * float(rate)))
+        stream.pix_fmt, stream.codec_context.time_base = "yuv420p", base
+        # Key frames are asked for by time below, so that a variable rate does not stretch the distance.
+        stream.codec_context.gop_size = len(clip)
         stream.codec_context.flags |= av.codec.context.Flags.bitexact
-        numbers = range(len(clip))
+        numbers, next_key, ends = range(len(clip)), 0.0, [*clip.times[1:].tolist(), clip.seconds]
         for number, pixels in zip(numbers, clip.each(numbers), strict=True):
             image = shrink(Image.fromarray(pixels), size)
             image = image.crop((0, 0, image.width // 2 * 2 or 2, image.height // 2 * 2 or 2))
             if number == 0:
                 stream.width, stream.height = image.size
             picture = av.VideoFrame.from_image(image)
-            picture.pts, picture.time_base = round(float(clip.times[number]) / base), base
+            second = float(clip.times[number])
+            picture.pts, picture.time_base = round(second / base), base
+            picture.duration = round(ends[number] / base) - picture.pts
+            if second >= next_key:
+                picture.pict_type, next_key = PictureType.I, second + gop_seconds - 1e-6
             output.mux(stream.encode(picture))
         output.mux(stream.encode(None))
     return target.getvalue()
