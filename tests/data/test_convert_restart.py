@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 from conftest import write_recipe, write_source
 
 from aurora_ds.data.convert import convert, writer
+from aurora_ds.data.convert.entries import Entry
 from aurora_ds.data.convert.lock import folder_lock
 from aurora_ds.data.convert.pool import run_in_order
+from aurora_ds.data.convert.progress import Counter
+from aurora_ds.data.convert.spool import open_spool
 from aurora_ds.data.manifest import MANIFEST_NAME, Manifest
 from aurora_ds.data.shardcheck import verify_shards
 from aurora_ds.errors import AuroraError
@@ -33,12 +38,25 @@ convert(*sys.argv[1:4], workers=int(sys.argv[4]))
 """
 
 
+# Each entry waits, so that there is time to be killed while the annotations are read.
+SLOW_READING = """
+import sys, time
+from aurora_ds.data.convert import convert, spool
+plain = spool._Writing._add
+def slow(*given):
+    time.sleep(0.05)
+    return plain(*given)
+spool._Writing._add = slow
+convert(*sys.argv[1:4], workers=int(sys.argv[4]))
+"""
+
+
 def whole(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob("*.tar")}
 
 
-def start(source: Path, recipe: Path, output: Path, workers: int) -> subprocess.Popen:
-    command = [sys.executable, "-c", SLOW, str(recipe), str(source), str(output), str(workers)]
+def start(source: Path, recipe: Path, output: Path, workers: int, program: str = SLOW) -> subprocess.Popen:
+    command = [sys.executable, "-c", program, str(recipe), str(source), str(output), str(workers)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
 
 
@@ -75,6 +93,55 @@ def test_a_killed_conversion_leaves_whole_shards_and_continues(tmp_path: Path, w
     )
     assert not list(output.glob(".*.partial"))
     verify_shards(output)
+
+
+def test_a_conversion_killed_while_it_reads_annotations(tmp_path: Path) -> None:
+    source, recipe = write_source(tmp_path / "source", 40, 5), write_recipe(tmp_path / "small.yaml", 5)
+    output = tmp_path / "out"
+    process = start(source, recipe, output, 1, SLOW_READING)
+    partial = output / ".progress/.spool.sqlite.partial"
+    wait_for(partial.is_file)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert partial.is_file() and not whole(output)
+    # nothing is written yet, so other annotations may follow
+    entries = json.loads((source / "annotations.json").read_text())
+    (source / "annotations.json").write_text(json.dumps(entries[1:]))
+    assert convert(recipe, source, output)["splits"]["train"]["samples"] == 39
+    assert not list(output.rglob("*.partial")) and not list(output.rglob("spool.sqlite"))
+    verify_shards(output)
+
+
+def spool(path: Path, identity: str, entries: Iterable[Entry]) -> list[str]:
+    """Media of split train."""
+    opened = open_spool(path, identity, entries, None, Counter("", None, None))
+    names = [medium.media_id for medium in opened.media("train", 0, 9)]
+    opened.close()
+    return names
+
+
+def test_a_finished_spool_is_used_again_for_the_same_annotations_only(tmp_path: Path) -> None:
+    def unread() -> Iterator[Entry]:
+        raise AssertionError("the annotations are read again")
+        yield
+
+    path = tmp_path / "spool.sqlite"
+    assert spool(path, "one", [Entry("train", "a.jpg")]) == ["a.jpg"]
+    assert spool(path, "one", unread()) == ["a.jpg"]
+    assert spool(path, "another", [Entry("train", "b.jpg")]) == ["b.jpg"]
+    path.write_bytes(b"no database")
+    assert spool(path, "another", [Entry("train", "c.jpg")]) == ["c.jpg"]
+
+
+def test_a_spool_that_has_no_room_is_told_in_words(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(AuroraError, match="annotations cannot be written to .*spool.sqlite.*Make room"):
+            spool(tmp_path / "spool.sqlite", "", (Entry("train", f"{n}.jpg") for n in range(5000)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def _group_members(group: int) -> list[int]:

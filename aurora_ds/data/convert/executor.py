@@ -1,10 +1,11 @@
 """Where shard tasks run: processes of this machine, or a Ray cluster. Results come in task order from both.
 
-On a cluster source and output must be on storage that all its machines see under the same paths.
+All machines of a cluster need aurora_ds, and must see source and output under the same paths.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -39,12 +40,13 @@ def open_executor(name: str, workers: int, ray_address: str | None = None) -> It
         yield _Local(workers)
         return
     ray = _import_ray()
+    quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
     try:
         if ray_address is None:
             # "local": a cluster of this machine's own, with a processor for each worker, whatever RAY_ADDRESS says.
-            ray.init(address="local", num_cpus=workers, include_dashboard=False, log_to_driver=False)
+            ray.init(address="local", num_cpus=workers, include_dashboard=False, **quiet)
         else:
-            ray.init(address=ray_address, log_to_driver=False)
+            ray.init(address=ray_address, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise AuroraError(
             f"The Ray cluster at {ray_address} cannot be reached: {error}. Start one with `ray start --head`, and give "
@@ -88,6 +90,11 @@ class _Ray:
         except self._ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, AuroraError):
                 raise error.cause from error
+            if "failed to import" in str(error.cause):
+                raise AuroraError(
+                    "A machine of the Ray cluster cannot import what it is to run. Install the same version of "
+                    f"aurora_ds on every machine of it. {str(error.cause).splitlines()[-1]}"
+                ) from error
             raise
         except self._ray.exceptions.RayError as error:
             raise AuroraError(
