@@ -170,12 +170,15 @@ def _add_shards(commands) -> None:
         shards,
         "verify",
         _verify_shards,
-        "check every checksum, count and sample against the manifest",
-        "aurora-ds shards verify shards/coco_retrieval --workers 8",
+        "check every checksum and count, and decode every sample",
+        "aurora-ds shards verify shards/coco_retrieval --workers 8 --report damage.jsonl",
     )
     verify.add_argument("folder", metavar="DIR", type=Path, help="folder with manifest.json")
     verify.add_argument(
         "--workers", metavar="N", type=arguments.positive, default=1, help="processes (default 1)"
+    )
+    verify.add_argument(
+        "--report", metavar="FILE.jsonl", type=Path, help="write every problem there, one JSON object a line"
     )
 
 
@@ -240,7 +243,8 @@ def _inspect(chosen: argparse.Namespace, argv: list[str]) -> object:
 def _verify_shards(chosen: argparse.Namespace, argv: list[str]) -> object:
     from aurora_ds.data.shardcheck import verify_shards
 
-    _print_table("Shards as the manifest says", verify_shards(chosen.folder, workers=chosen.workers))
+    checked = verify_shards(chosen.folder, chosen.workers, chosen.report)
+    _print_table("Shards as the manifest says", checked)
     return 0
 
 

@@ -48,8 +48,10 @@ def test_a_damaged_shard_is_status_2_and_named(source: Path, tmp_path: Path, cap
     content = bytearray(shard.read_bytes())
     content[600] ^= 255
     shard.write_bytes(content)
-    assert main(["shards", "verify", str(output)]) == 2
+    report = tmp_path / "damage.jsonl"
+    assert main(["shards", "verify", str(output), "--report", str(report)]) == 2
     assert shard.name in capsys.readouterr().err
+    assert json.loads(report.read_text().splitlines()[0])["file"] == shard.name
 
 
 @pytest.mark.parametrize(

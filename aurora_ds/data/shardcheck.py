@@ -1,72 +1,65 @@
-"""`aurora-ds shards verify`: every shard's size and checksum, every sample's place, record and medium.
+"""`aurora-ds shards verify`: a folder of shards against its manifest: every file's checksum, every sample in full.
 
-Each tar is read twice on purpose: by the standard library from the start, and by offset as training reads it.
+The bytes, record and checksum of every sample are checked, every image is decoded and every frame of every clip, and
+keys must be unique. Damage is collected, not stopped at.
 """
 
 from __future__ import annotations
 
 import hashlib
-import tarfile
+import json
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from aurora_ds.config import DataConfig
+import numpy as np
+
 from aurora_ds.data.convert.pool import run_in_order
 from aurora_ds.data.convert.progress import counter
-from aurora_ds.data.decode import open_image
-from aurora_ds.data.manifest import Manifest, SampleAddress, ShardEntry
-from aurora_ds.data.reader import IMAGE_TYPES, BadSample, parse_sample
+from aurora_ds.data.manifest import Manifest, write_whole
+from aurora_ds.data.reader import BadSample, ShardReader
+from aurora_ds.data.shard_index import INDEX_NAME
+from aurora_ds.data.shard_scan import READ_SIZE, Problem, ScanResult, ShardScan, scan_shard
 from aurora_ds.errors import AuroraError
 
 # Problems named in full in the error; the rest are counted.
 PROBLEMS_SHOWN = 10
 
 
-@dataclass(frozen=True)
-class _Check:
-    folder: Path
-    entry: ShardEntry
-    offsets: list[int]
-    counts: dict[str, list[int]]
+def verify_shards(folder: str | Path, workers: int = 1, report: str | Path | None = None) -> dict[str, Any]:
+    """Counts of what was checked. Raises AuroraError that lists the problems when there are any.
 
-
-def verify_shards(folder: str | Path, workers: int = 1) -> dict[str, Any]:
-    """Counts of what was checked. Raises AuroraError that lists the problems when there are any."""
-    manifest = Manifest.load(folder)
+    `report`: a file for all problems, one JSON object a line: file, reason, message, and number and key of a sample.
+    """
+    try:
+        manifest = Manifest.load(folder)
+    except AuroraError as error:
+        if report is not None:
+            _write_report(Path(report), [Problem("manifest.json", "manifest", str(error))])
+        raise
     problems, counts = find_problems(manifest, workers)
+    if report is not None:
+        _write_report(Path(report), problems)
     if problems:
-        shown = "\n".join(f"  {problem}" for problem in problems[:PROBLEMS_SHOWN])
-        more = f"\n  and {len(problems) - PROBLEMS_SHOWN} more" if len(problems) > PROBLEMS_SHOWN else ""
-        raise AuroraError(
-            f"{folder} has {len(problems)} problem(s):\n{shown}{more}\nCopy the named shards again, or remove "
-            "them and run the same conversion again: it writes only what is missing."
-        )
+        raise AuroraError(_told(folder, problems, report))
     return {"folder": str(folder), "dataset": manifest.dataset, **counts, "problems": 0}
 
 
-def find_problems(manifest: Manifest, workers: int = 1) -> tuple[list[str], dict[str, int]]:
+def find_problems(manifest: Manifest, workers: int = 1) -> tuple[list[Problem], dict[str, int]]:
     """(problems, counts of shards, samples, pairs and bytes checked)."""
-    checks = list(_checks(manifest))
-    problems: list[str] = []
-    index = manifest.folder / manifest.index.file
-    if hashlib.sha256(index.read_bytes()).hexdigest() != manifest.index.sha256:
-        problems.append(f"{index.name}: its sha256 is not the manifest's")
-    seen: dict[str, str] = {}
-    with counter("Checking", sum(check.entry.samples for check in checks)) as progress:
-        for check, (found, keys) in zip(checks, run_in_order(_check_shard, checks, workers), strict=True):
-            problems += found
-            for key in keys:
-                if key in seen:
-                    problems.append(f"{check.entry.file}: key {key} is also in {seen[key]}")
-                seen[key] = check.entry.file
-            progress.advance(check.entry.samples)
-    listed = {check.entry.file for check in checks}
-    for path in sorted(manifest.folder.glob("*.tar")):
-        if path.name not in listed:
-            problems.append(f"{path.name}: it is in the folder but not in the manifest")
-    entries = [check.entry for check in checks]
+    problems = _beside(manifest)
+    counts = _annotation_counts(manifest, problems)
+    entries = [entry for split in manifest.splits.values() for entry in split.shards]
+    keys = []
+    with counter("Checking", sum(entry.samples for entry in entries)) as progress:
+        results: Iterator[ScanResult] = run_in_order(scan_shard, _scans(manifest, counts), workers)
+        for entry, result in zip(entries, results, strict=True):
+            problems += result.problems
+            keys.append(result.keys)
+            progress.advance(entry.samples)
+    problems += _duplicate_keys(manifest, keys)
     return problems, {
         "shards": len(entries),
         "samples": sum(entry.samples for entry in entries),
@@ -75,57 +68,107 @@ def find_problems(manifest: Manifest, workers: int = 1) -> tuple[list[str], dict
     }
 
 
-def _checks(manifest: Manifest) -> Iterator[_Check]:
+def _annotation_counts(manifest: Manifest, problems: list[Problem]) -> dict[tuple[str, str], np.ndarray]:
+    """By split and kind, the index's counts; those that do not sum to the manifest's become a problem instead."""
+    counts = {}
     for name, split in manifest.splits.items():
-        counts = {kind: manifest.annotation_counts(name, kind) for kind in split.kinds}
+        for kind in split.kinds:
+            try:
+                counts[name, kind] = manifest.annotation_counts(name, kind)
+            except AuroraError as error:
+                problems.append(Problem(INDEX_NAME, "index", str(error)))
+    return counts
+
+
+def _scans(manifest: Manifest, counts: dict[tuple[str, str], np.ndarray]) -> Iterator[ShardScan]:
+    for name, split in manifest.splits.items():
+        checksums = manifest.checksums(name)
         for number, entry in enumerate(split.shards):
             first, end = split.first_media[number : number + 2]
-            own = {kind: numbers[first:end].tolist() for kind, numbers in counts.items()}
-            yield _Check(manifest.folder, entry, manifest.offsets(name, number).tolist(), own)
+            # Copies: a task for another process is to carry its own part of the mapped index only.
+            own = {
+                kind: np.array(counts[name, kind][first:end])
+                for kind in split.kinds
+                if (name, kind) in counts
+            }
+            offsets = np.array(manifest.offsets(name, number))
+            yield ShardScan(manifest.store, entry, offsets, np.array(checksums[first:end]), own)
 
 
-def _check_shard(check: _Check) -> tuple[list[str], list[str]]:
-    """(problems of one shard, its keys)"""
-    path, entry = check.folder / check.entry.file, check.entry
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        return [f"{entry.file}: it cannot be read: {error.strerror}"], []
-    if len(content) != entry.bytes:
-        return [f"{entry.file}: it has {len(content)} bytes, the manifest says {entry.bytes}"], []
+def _beside(manifest: Manifest) -> list[Problem]:
+    """The files beside the shards, and shards that the manifest does not know."""
     problems = []
-    if hashlib.sha256(content).hexdigest() != entry.sha256:
-        problems.append(f"{entry.file}: its sha256 is not the manifest's")
-    names = _member_names(path, problems)
-    keys: list[str] = []
-    for number, (start, end) in enumerate(zip(check.offsets, check.offsets[1:], strict=False)):
-        try:
-            sample = parse_sample(content[start:end], SampleAddress(entry.file, start, end))
-            for part in sample.parts:
-                if part.extension in IMAGE_TYPES:
-                    open_image(part.content, DataConfig().max_pixels, sample.key)
-        except BadSample as error:
-            problems.append(str(error))
-            continue
-        keys.append(sample.key)
-        expected = {kind: counts[number] for kind, counts in check.counts.items()}
-        found = {kind: len(sample.record.get(kind, [])) for kind in check.counts}
-        if found != expected:
-            problems.append(f"{entry.file}: {sample.key} has {found}, the manifest says {expected}")
-        if names[2 * number : 2 * number + 2] != [f"{sample.key}.json", f"{sample.key}.{sample.extension}"]:
-            problems.append(f"{entry.file}: members of {sample.key} are not where the manifest says")
-    if len(names) != 2 * entry.samples:
-        problems.append(f"{entry.file}: {len(names)} members for {entry.samples} samples")
-    return problems, keys
+    wanted = dict(manifest.files)
+    if manifest.index is not None:
+        wanted[manifest.index.file] = manifest.index.sha256
+    for name, sha256 in wanted.items():
+        path = manifest.folder / name
+        if Path(name).name != name or not path.is_file():
+            problems.append(Problem(name, "missing", "it is in the manifest but not in the folder"))
+        elif _sha256(path) != sha256:
+            problems.append(Problem(name, "checksum", "its sha256 is not the manifest's"))
+    known = {entry.file for split in manifest.splits.values() for entry in split.shards}
+    for path in sorted(manifest.folder.glob("*.tar")):
+        if path.name not in known:
+            problems.append(Problem(path.name, "extra", "it is in the folder but not in the manifest"))
+    return problems
 
 
-def _member_names(path: Path, problems: list[str]) -> list[str]:
-    """Names of a tar's members as the standard library reads it from the start."""
-    names = []
+def _duplicate_keys(manifest: Manifest, keys: list[np.ndarray]) -> list[Problem]:
+    """Samples with the key of an earlier one. `keys`: one ScanResult.keys per shard."""
+    hashes = np.concatenate([found[:, 1] for found in keys]) if keys else np.zeros(0, np.uint64)
+    values, times = np.unique(hashes, return_counts=True)
+    repeated = values[times > 1]
+    if not len(repeated):
+        return []
+    problems, seen, reader = [], {}, ShardReader(manifest)
+    shards = [
+        (name, split, number)
+        for name, split in manifest.splits.items()
+        for number in range(len(split.shards))
+    ]
+    for (name, split, shard), found in zip(shards, keys, strict=True):
+        file = split.shards[shard].file
+        for number in found[np.isin(found[:, 1], repeated), 0].tolist():
+            try:
+                key, _ = reader.record(name, int(split.first_media[shard]) + number)
+            except BadSample:  # reported already
+                continue
+            if key in seen:
+                problems.append(
+                    Problem(file, "duplicate_key", f"its key is also in {seen[key]}", number, key)
+                )
+            else:
+                seen[key] = file
+    reader.close()
+    return problems
+
+
+def _told(folder: str | Path, problems: list[Problem], report: str | Path | None) -> str:
+    shown = "\n".join(f"  {problem}" for problem in problems[:PROBLEMS_SHOWN])
+    more = f"\n  and {len(problems) - PROBLEMS_SHOWN} more" if len(problems) > PROBLEMS_SHOWN else ""
+    reasons = ", ".join(f"{reason} {n}" for reason, n in Counter(p.reason for p in problems).most_common())
+    place = f" All are in {report}." if report is not None else ""
+    if more and report is None:
+        place = " --report FILE.jsonl writes all of them."
+    return (
+        f"{folder} has {len(problems)} problem(s) ({reasons}):\n{shown}{more}\nCopy the named files again, or remove "
+        f"them and run the same conversion again: it writes only what is missing.{place}"
+    )
+
+
+def _write_report(path: Path, problems: list[Problem]) -> None:
+    lines = [json.dumps(asdict(problem), ensure_ascii=False) + "\n" for problem in problems]
     try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                names.append(member.name)
-    except tarfile.TarError as error:
-        problems.append(f"{path.name}: it is not a whole tar file ({error})")
-    return names
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, "".join(lines).encode())
+    except OSError as error:
+        raise AuroraError(f"The report {path} cannot be written: {error.strerror or error}.") from error
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(READ_SIZE):
+            digest.update(block)
+    return digest.hexdigest()
