@@ -135,6 +135,29 @@ def test_lines_are_numbered_and_may_lack_the_answer(tmp_path: Path) -> None:
     }
 
 
+def test_the_test_lines_and_an_answer_list_are_enough_for_zero_shot(tmp_path: Path) -> None:
+    folder = source(tmp_path / "in", ("video3.mp4", "video1.mp4"))
+    for split in ("train", "val", "test"):
+        (folder / f"annotations/{split}_qa.json").unlink()
+    rows = [
+        {"video_id": f"video{video}", "question": question, "answer": answer}
+        for video, question, answer in ASKED
+    ]
+    write_lines(folder / "annotations/test.jsonl", rows)
+    write_json(folder / "annotations/train_ans2label.json", {"horse": 0, "two": 1})
+    results = convert("msrvtt_qa", folder, tmp_path / "out")
+    assert results["splits"]["test"]["pairs"] == 5 and list(results["splits"]) == ["test"]
+    assert any("train" in mismatch for mismatch in results["mismatches"]), "what is left out is told"
+
+
+def test_a_source_without_questions_says_what_it_must_have(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    with pytest.raises(AuroraError, match="missing train_qa.json, test_qa.json") as error:
+        convert("msvd_qa", tmp_path / "in", tmp_path / "out")
+    missing = str(error.value).partition("The source folder")[0]
+    assert "youtube_mapping" not in missing and "val_qa" not in missing, "those may be left out"
+
+
 def test_a_blank_question_is_rejected_and_the_clip_kept(tmp_path: Path) -> None:
     folder = source(tmp_path / "in", ("video3.mp4", "video1.mp4"))
     rows = original()

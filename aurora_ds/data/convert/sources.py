@@ -101,7 +101,8 @@ def find_annotations(recipe: DatasetRecipe, source: Path) -> Annotations:
             if there and all(key in there or key in way.optional for key in paths):
                 checksums = {way.files[key]: json_stream.file_sha256(path) for key, path in there.items()}
                 return Annotations(recipe, way, there, checksums)
-            missing += [str(PurePosixPath(place) / way.files[key]) for key in paths if key not in there]
+            wanted = [key for key in paths if key not in there and key not in way.optional]
+            missing += [str(PurePosixPath(place) / way.files[key]) for key in wanted]
     raise AuroraError(
         f"{source} has no complete set of annotations for {recipe.name}: missing "
         f"{', '.join(dict.fromkeys(missing))}. The source folder must look like "
