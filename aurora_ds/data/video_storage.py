@@ -52,6 +52,7 @@ def reencode(
     leaving out the last row or column, which 4:2:0 needs. Raises BadSample; AuroraError where PyAV lacks x264.
     """
     import av
+    from av.codec.context import Flags
     from av.video.frame import PictureType
 
     if "libx264" not in av.codecs_available:
@@ -70,8 +71,8 @@ def reencode(
         stream.pix_fmt, stream.codec_context.time_base = "yuv420p", base
         # Key frames are asked for by time below, so that a variable rate does not stretch the distance.
         stream.codec_context.gop_size = len(clip)
-        stream.codec_context.flags |= av.codec.context.Flags.bitexact
-        numbers, next_key, ends = range(len(clip)), 0.0, [*clip.times[1:].tolist(), clip.seconds]
+        stream.codec_context.flags |= Flags.bitexact
+        numbers, next_key = range(len(clip)), 0.0
         for number, pixels in zip(numbers, clip.each(numbers), strict=True):
             image = shrink(Image.fromarray(pixels), size)
             image = image.crop((0, 0, image.width // 2 * 2 or 2, image.height // 2 * 2 or 2))
@@ -80,7 +81,6 @@ def reencode(
             picture = av.VideoFrame.from_image(image)
             second = float(clip.times[number])
             picture.pts, picture.time_base = round(second / base), base
-            picture.duration = round(ends[number] / base) - picture.pts
             if second >= next_key:
                 picture.pict_type, next_key = PictureType.I, second + gop_seconds - 1e-6
             output.mux(stream.encode(picture))

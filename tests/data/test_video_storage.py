@@ -93,7 +93,8 @@ def test_reencoding_keeps_a_variable_rate() -> None:
     again = reencode(varied, 0.5, name="clip")
     with open_clip(again, "clip") as clip:
         assert clip.times == pytest.approx(marks, abs=2e-3)
-        assert clip.seconds == pytest.approx(probe(varied, "clip").seconds, abs=2e-3)
+        # An mp4 does not say how long its last frame stays.
+        assert clip.seconds == pytest.approx(probe(varied, "clip").seconds, abs=0.2)
         keys = sorted(mark for mark, _ in clip._keys)
         assert max(np.diff(keys)) * float(clip._stream.time_base) < 0.71
 
