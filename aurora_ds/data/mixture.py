@@ -69,7 +69,8 @@ class Source:
         self._counts = manifest.annotation_counts(split, kind)
         self.media = manifest.media(split)
         # int64 (shards + 1,): the first pair of each shard, then their number
-        self._first_pairs = _sums(self._counts, self._first_media)
+        shards = manifest.split(split).shards
+        self._first_pairs = np.cumsum([0, *(shard.counts.get(kind, 0) for shard in shards)])
         self.pairs = int(self._first_pairs[-1])
         if not self.pairs:
             raise AuroraError(
