@@ -80,7 +80,7 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
         raise AuroraError(f"Annotation file {path} is not text in UTF-8 ({error}). Get it again.") from error
 
 
-def split_lists(lists: dict[str, tuple[Path, list[str]]]) -> None:
+def require_one_split(lists: dict[str, tuple[Path, list[str]]]) -> None:
     """{split: (list file, clip names)}. Raises AuroraError for a clip listed twice: splits must not share clips."""
     first: dict[str, Path] = {}
     for path, names in lists.values():

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from aurora_ds.data.convert.clips import any_extension, clip_lines, options, split_lists, table
+from aurora_ds.data.convert.clips import any_extension, clip_lines, options, require_one_split, table
 from aurora_ds.data.convert.entries import Entry, Reject
 from aurora_ds.data.convert.recipe import AnnotationFiles
 from aurora_ds.data.convert.rows import Row, rows
@@ -61,7 +61,7 @@ def _lists(files: dict[str, Path]) -> Iterator[Entry | Reject]:
     where = " or ".join(path.name for path in sources)
     lists = {split: path for split, path in files.items() if not split.startswith(CAPTION_FILES)}
     listed = {split: list(table(path, ("video_id",))) for split, path in lists.items()}
-    split_lists(
+    require_one_split(
         {split: (path, [row.text("video_id") for row in listed[split]]) for split, path in lists.items()}
     )
     for split, own_rows in listed.items():

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from aurora_ds.data.convert import json_stream
-from aurora_ds.data.convert.clips import any_extension, one_or_more, options, split_lists, text_lines
+from aurora_ds.data.convert.clips import any_extension, one_or_more, options, require_one_split, text_lines
 from aurora_ds.data.convert.entries import Entry, Reject
 from aurora_ds.data.convert.json_stream import shape
 from aurora_ds.data.convert.recipe import AnnotationFiles
@@ -27,7 +27,7 @@ def read(way: AnnotationFiles, files: dict[str, Path]) -> Iterator[Entry | Rejec
     options(way, "msvd", {})
     source = files[CAPTION_FILE]
     lists = {split: (path, _names(path)) for split, path in files.items() if split != CAPTION_FILE}
-    split_lists(lists)
+    require_one_split(lists)
     listed = {name for _, names in lists.values() for name in names}
     captions = _from_json(source, listed) if way.format == "captions" else _from_text(source, listed)
     for split, (_, names) in lists.items():

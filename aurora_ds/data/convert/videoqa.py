@@ -47,7 +47,7 @@ def read(way: AnnotationFiles, files: dict[str, Path]) -> Iterator[Entry]:
         if split == MAPPING_FILE:
             continue
         for video, category, question in reader(path):
-            name = pattern.format(video) if isinstance(video, int) else video
+            name = pattern.replace("{}", str(video)) if isinstance(video, int) else video
             extra = {"video_id": video} | ({} if category is None else {"category": category})
             if name in clips:
                 extra["clip_id"] = clips[name]
