@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import gzip
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import PHOTOS
 from convert_tools import ANNOTATIONS, draw_all, entries_of, of_kind, read_back, write_json
 
 from aurora_ds.data.convert import convert
-from aurora_ds.data.convert.vqa import answer_weights
+from aurora_ds.data.convert.recipe import AnnotationFiles
+from aurora_ds.data.convert.vqa import answer_weights, read
+from aurora_ds.data.manifest import Manifest
+from aurora_ds.data.reader import ShardReader
 from aurora_ds.errors import AuroraError
 
 QUESTIONS = "v2_OpenEnded_mscoco_train2014_questions.json"
@@ -143,6 +147,17 @@ def test_a_cut_file_says_so(tmp_path: Path) -> None:
         entries_of("vqav2", "official", source, train=QUESTIONS, train_answers=ANSWERS)
 
 
+def test_files_are_read_as_they_are_used_not_whole(tmp_path: Path) -> None:
+    asked = [{"image_id": 1, "question_id": number, "question": "What?"} for number in range(5000)]
+    text = json.dumps({"data_subtype": "train2014", "questions": asked})
+    (tmp_path / "questions.json").write_text(text[:-50])
+    way = AnnotationFiles(format="official", files={"test": "questions.json"})
+    entries = read(way, {"test": tmp_path / "questions.json"})
+    assert [next(entries).annotation["question_id"] for _ in range(100)] == list(range(100))
+    with pytest.raises(AuroraError, match="is not JSON"):
+        list(entries)
+
+
 def test_lists_have_answers_as_a_text_or_several(tmp_path: Path) -> None:
     rows = [
         {
@@ -231,7 +246,10 @@ def vg_source(folder: Path) -> Path:
     source = folder / "vg"
     for name in ("question_answers.json", "image_data.json"):
         write_json(source / name, json.loads((ANNOTATIONS / name).read_text()))
-    draw_all(source, ["VG_100K_2/1.jpg", "VG_100K/2.jpg", "VG_100K/4.jpg"])
+    draw_all(source, ["VG_100K_2/1.jpg"])
+    (source / "VG_100K").mkdir()
+    for number in (2, 4):
+        shutil.copy(PHOTOS / f"images/vg_{number}.jpg", source / f"VG_100K/{number}.jpg")
     return source
 
 
@@ -251,6 +269,18 @@ def test_visual_genome_finds_each_photo_in_its_folder(tmp_path: Path) -> None:
             }
             for each in image["qas"]
         ]
+
+
+def test_visual_genome_s_photos_are_unchanged_and_as_large_as_it_says(tmp_path: Path) -> None:
+    source = vg_source(tmp_path)
+    convert("visual_genome_qa", source, tmp_path / "out")
+    reader = ShardReader(Manifest.load(tmp_path / "out"))
+    sizes = {each["image_id"]: each for each in json.loads((ANNOTATIONS / "image_data.json").read_text())}
+    for medium, number in ((1, 2), (2, 4)):
+        sample = reader.read("train", medium)
+        assert sample.media == (source / f"VG_100K/{number}.jpg").read_bytes()
+        official = sizes[number]
+        assert (sample.record["width"], sample.record["height"]) == (official["width"], official["height"])
 
 
 def test_visual_genome_tells_of_images_without_a_record_and_blank_answers(tmp_path: Path) -> None:
@@ -301,20 +331,6 @@ def test_a_thousand_real_vqa_questions(shared: Path) -> None:
         sum(answer["weight"] for answer in entry.annotation["answers"]) == pytest.approx(1)
         for entry in entries
     )
-
-
-def test_real_gzipped_questions_once_unpacked(shared: Path, tmp_path: Path) -> None:
-    folder = shared / "data/annotations/vqav2/timbmg_subset"
-    if not folder.is_dir():
-        pytest.skip("these files are kept elsewhere")
-    for kind in ("questions", "annotatons"):
-        with gzip.open(folder / f"vqa_{kind}_test.gzip") as file:
-            content = json.load(file)
-        (tmp_path / f"{kind}.json").write_text(json.dumps(content | {"data_subtype": "train2014"}))
-    entries, rejects = of_kind(
-        entries_of("vqav2", "official", tmp_path, train="questions.json", train_answers="annotatons.json")
-    )
-    assert (len(entries), rejects) == (2962, [])
 
 
 def test_a_hundred_real_visual_genome_images(shared: Path) -> None:

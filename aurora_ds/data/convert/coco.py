@@ -28,7 +28,8 @@ _EXAMPLE = "COCO_val2014_000000391895.jpg"
 def read(way: AnnotationFiles, files: dict[str, Path]) -> Iterator[Entry | Reject]:
     """`blip`: a list per split, and with `SPLIT_gt` the ids of its captions; `karpathy`: one file; `coco`: a file each.
 
-    Option `numbers: true` keeps COCO's own number of the image as `image_id`, in place of BLIP's in training lists.
+    Option `numbers: true`, or a ground truth, makes COCO's own number of the image its `image_id`, in place of BLIP's
+    in training lists.
     """
     if way.format == "coco":
         for split, path in files.items():
@@ -37,7 +38,7 @@ def read(way: AnnotationFiles, files: dict[str, Path]) -> Iterator[Entry | Rejec
     truths = {key.removesuffix(_TRUTH): _Truth(path) for key, path in files.items() if key.endswith(_TRUTH)}
     lists = {key: path for key, path in files.items() if not key.endswith(_TRUTH)}
     for entry in read_captions(way, lists):
-        if isinstance(entry, Entry) and way.options.get("numbers"):
+        if isinstance(entry, Entry) and (truths or way.options.get("numbers")):
             number = image_number(str(entry.media))
             if number is None:
                 raise AuroraError(

@@ -34,11 +34,10 @@ def read(way: AnnotationFiles, files: dict[str, Path]) -> Iterator[Entry | Rejec
 
 
 def candidates(name: str) -> list[str]:
-    """Where a photo may be, best first: images/train/3/… and dev/… as unpacked, or without the upper folders."""
-    path = PurePosixPath(name)
-    parts = path.parts[1:] if path.parts[0] == "images" else path.parts
-    inner = str(PurePosixPath(*parts))
-    return list(dict.fromkeys([name, inner, f"images/{inner}", path.name]))
+    """Where a photo may be, best first: images/train/3/… and dev/… as unpacked, or with fewer upper folders."""
+    parts = PurePosixPath(name).parts
+    ends = [str(PurePosixPath(*parts[start:])) for start in range(len(parts))]
+    return [name, *(path for end in ends for path in (end, f"images/{end}"))]
 
 
 def _official_pair(row: Row) -> tuple[str, str]:

@@ -6,6 +6,7 @@ task's affair. Test questions have no answers.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -101,22 +102,25 @@ def _official(split: str, questions: Path, answers: Path | None) -> Iterator[Ent
 
 
 class _AnswerFinder:
-    """Answers by question, read beside the questions: both files list them in one order, so that few wait in memory."""
+    """Answers by question, read beside the questions: both files list them in one order, so that few wait in memory.
+
+    Those that do wait as JSON, so that even a file in another order needs little of it.
+    """
 
     def __init__(self, path: Path):
         self.path = path
         self._rows = rows(path, "annotations.item")
-        self._waiting: dict[int, dict[str, Any]] = {}
+        self._waiting: dict[int, str] = {}
 
     def take(self, identity: int) -> dict[str, Any] | None:
         """The fields that the annotation of a question adds to it; None where there is none (left)."""
         if identity in self._waiting:
-            return self._waiting.pop(identity)
+            return json.loads(self._waiting.pop(identity))
         for row in self._rows:
             found, fields = self._fields(row)
             if found == identity:
                 return fields
-            self._waiting[found] = fields
+            self._waiting[found] = json.dumps(fields)
         return None
 
     def rest(self) -> Iterator[int]:
