@@ -178,7 +178,7 @@ def parse_sample(block: bytes, address: SampleAddress) -> Sample:
 
 def _numberings(sample: Sample) -> list[list[str]]:
     """What may stand between key and extension of a sample's media, given its kind; nothing for a wrong type."""
-    types = VIDEO_TYPES if sample.kind == "video" else IMAGE_TYPES
+    types = (*VIDEO_TYPES, "gif") if sample.kind == "video" else IMAGE_TYPES
     if any(part.extension not in types for part in sample.parts):
         return []
     if sample.kind in ("image", "video"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from PIL import Image
 from aurora_ds.data import image
 from aurora_ds.data.bad_sample import BadSample
 from aurora_ds.data.clip import clip_transform, sample_clip, train_clip_transform
-from aurora_ds.data.reader import Part, Sample
+from aurora_ds.data.manifest import SampleAddress
+from aurora_ds.data.reader import Part, Sample, parse_sample
 from aurora_ds.data.video import frames_as_jpeg, read_frames
 
 MOST = 10_000_000
@@ -122,3 +124,17 @@ def test_a_real_clip_becomes_a_normalised_tensor() -> None:
     tensor = clip_transform(sample_clip(sample, 8, "uniform", max_pixels=MOST)[0], 64)
     assert tensor.shape == (8, 3, 64, 64)
     assert -2.0 < float(tensor.min()) and float(tensor.max()) < 2.8 and float(tensor.std()) > 0.3
+
+
+def test_an_animation_can_be_a_clip_of_a_shard() -> None:
+    content = make_clip(codec="gif", container="gif", pixel_format="rgb8", count=6)
+    block = io.BytesIO()
+    with tarfile.open(fileobj=block, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, member in (("a.json", b'{"schema": 1, "kind": "video"}'), ("a.gif", content)):
+            header = tarfile.TarInfo(name)
+            header.size = len(member)
+            tar.addfile(header, io.BytesIO(member))
+    end = sum(512 + -(-size // 512) * 512 for size in (30, len(content)))
+    address = SampleAddress("x.tar", 0, end)
+    sample = parse_sample(block.getvalue()[:end], address)
+    assert sample_clip(sample, 3, "uniform", max_pixels=MOST)[0].shape == (3, 48, 64, 3)
