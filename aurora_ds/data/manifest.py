@@ -117,6 +117,7 @@ class Manifest(BaseModel):
     origin: dict[str, Any] = Field(default_factory=dict)
     files: dict[str, str] = Field(default_factory=dict)
     index: IndexFile | None = None
+    sha256: str = Field("", description="of the rest of manifest.json, for `shards verify`; see own_sha256")
     splits: dict[str, SplitEntry]
     _folder: Path = PrivateAttr(default=Path("."))
     _arrays: ShardIndex = PrivateAttr(default_factory=lambda: ShardIndex({}))
@@ -196,6 +197,7 @@ class Manifest(BaseModel):
     def save_json(self, folder: str | Path) -> Path:
         """Writes manifest.json alone, where the index is written already."""
         path = Path(folder) / MANIFEST_NAME
+        self.sha256 = own_sha256(self.model_dump(by_alias=True))
         # One shard per line keeps a manifest of thousands of samples readable by people and by diff.
         content = self.model_dump(by_alias=True, exclude={"splits"})
         splits = []
@@ -328,6 +330,12 @@ class Manifest(BaseModel):
                         f"{path}: {tensor} has {found} numbers, the manifest asks for {length}. Copy manifest.json and "
                         "the index again, or convert the dataset again."
                     )
+
+
+def own_sha256(content: dict[str, Any]) -> str:
+    """sha256 of what a manifest.json says, its own "sha256" left out, however it is laid out."""
+    rest = {name: value for name, value in content.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from aurora_ds.data.convert.pool import run_in_order
 from aurora_ds.data.convert.progress import counter
-from aurora_ds.data.manifest import Manifest, write_whole
+from aurora_ds.data.manifest import MANIFEST_NAME, Manifest, own_sha256, write_whole
 from aurora_ds.data.reader import BadSample, ShardReader
 from aurora_ds.data.shard_index import INDEX_NAME
 from aurora_ds.data.shard_scan import READ_SIZE, Problem, ScanResult, ShardScan, scan_shard
@@ -37,7 +37,7 @@ def verify_shards(folder: str | Path, workers: int = 1, report: str | Path | Non
         manifest = Manifest.load(folder)
     except AuroraError as error:
         if report is not None:
-            _write_report(Path(report), [Problem("manifest.json", "manifest", str(error))])
+            _write_report(Path(report), [Problem(MANIFEST_NAME, "manifest", str(error))])
         raise
     problems, counts = find_problems(manifest, workers)
     if report is not None:
@@ -98,6 +98,9 @@ def _scans(manifest: Manifest, counts: dict[tuple[str, str], np.ndarray]) -> Ite
 def _beside(manifest: Manifest) -> list[Problem]:
     """The files beside the shards, and shards that the manifest does not know."""
     problems = []
+    content = json.loads((manifest.folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+    if own_sha256(content) != manifest.sha256:
+        problems.append(Problem(MANIFEST_NAME, "checksum", "it was changed after it was written"))
     wanted = dict(manifest.files)
     if manifest.index is not None:
         wanted[manifest.index.file] = manifest.index.sha256

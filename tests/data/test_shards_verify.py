@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 from written_shards import Written, image_sample, picture, write_all_kinds, write_shards
 
-from aurora_ds.data.manifest import INDEX_NAME, MANIFEST_NAME, Manifest
+from aurora_ds.data.manifest import INDEX_NAME, MANIFEST_NAME, Manifest, own_sha256
 from aurora_ds.data.shard_index import ShardIndex, write_index
 from aurora_ds.data.shard_scan import Problem
 from aurora_ds.data.shardcheck import find_problems, verify_shards
@@ -36,12 +36,13 @@ def flip(path: Path, place: int, bits: int = 0xFF) -> None:
 
 
 def sign_again(folder: Path) -> None:
-    """Gives the manifest the checksums of the damaged files, so that the samples themselves must show the damage."""
+    """Gives the manifest the right checksums of all files, so that the samples themselves must show the damage."""
     content = json.loads((folder / MANIFEST_NAME).read_text())
     entries = [shard for split in content["splits"].values() for shard in split["shards"]]
     for entry in [*entries, content["index"]]:
         entry["sha256"] = hashlib.sha256((folder / entry["file"]).read_bytes()).hexdigest()
         entry["bytes"] = (folder / entry["file"]).stat().st_size
+    content["sha256"] = own_sha256(content)
     (folder / MANIFEST_NAME).write_text(json.dumps(content))
 
 
@@ -103,6 +104,15 @@ def test_files_beside_the_shards_are_checked(tmp_path: Path) -> None:
     (tmp_path / "out.json").write_bytes(b"[]")
     found = {problem.file: problem.reason for problem in problems_of(folder)}
     assert found == {"gt.json": "checksum", "gone.json": "missing", "../out.json": "missing"}
+
+
+def test_a_changed_manifest_is_found_even_where_nothing_depends_on_it(copy: Path) -> None:
+    path = copy / MANIFEST_NAME
+    content = path.read_text()
+    path.write_text(content.replace("\n", " "))  # another layout says the same
+    assert problems_of(copy) == []
+    path.write_text(content.replace('"dataset": "folder"', '"dataset": "holder"'))
+    assert problems_of(copy) == [Problem(MANIFEST_NAME, "checksum", "it was changed after it was written")]
 
 
 # --- samples ---------------------------------------------------------------------------------------------------------
