@@ -160,7 +160,7 @@ def test_a_karpathy_file_with_an_unknown_split(coco: Path, tmp_path: Path) -> No
     content["images"][0]["split"] = "dev"
     (coco / "dataset_coco.json").write_text(json.dumps(content))
     with pytest.raises(
-        AuroraError, match=r"images\[0\] of split 'dev', expected one of train, restval, val, test"
+        AuroraError, match=r"images\[0\] with 'dev' .* expected one of train, restval, val, test as `split`"
     ):
         convert("coco_retrieval", coco, tmp_path / "out")
 
@@ -170,15 +170,15 @@ def test_a_karpathy_file_with_an_unknown_split(coco: Path, tmp_path: Path) -> No
     [
         ([], "found a list without `images`"),
         ({"images": 3}, "found an object without `images`"),
-        ({"images": [{"filename": "a.jpg"}]}, r"images\[0\] that does not fit"),
-        ({"images": ["a.jpg"]}, r"images\[0\] that does not fit"),
+        ({"images": [{"filename": "a.jpg"}]}, r"images\[0\] without `split` \(it has filename\)"),
+        ({"images": ["a.jpg"]}, r"images\[0\] that is a text"),
         (
             {
                 "images": [
                     {"filename": "a", "imgid": 0, "split": "val", "sentences": [{"raw": 3, "sentid": 0}]}
                 ]
             },
-            "a sentence that is no text",
+            r"images\[0\].sentences\[0\] with '3' \(number\) as `raw`",
         ),
     ],
 )

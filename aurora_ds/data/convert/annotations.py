@@ -14,6 +14,7 @@ from aurora_ds.data.convert import json_stream
 from aurora_ds.data.convert.entries import Entry, Reject
 from aurora_ds.data.convert.json_stream import shape
 from aurora_ds.data.convert.recipe import AnnotationFiles
+from aurora_ds.data.convert.rows import rows
 from aurora_ds.errors import AuroraError
 
 FORMATS = ("blip", "karpathy")
@@ -64,20 +65,16 @@ def karpathy(path: Path, splits: dict[str, list[str]]) -> Iterator[Entry | Rejec
     Splits of the file that `splits` does not name are an error: nothing is left out in silence.
     """
     ours = {theirs: name for name, names in splits.items() for theirs in names}
-    for number, image in enumerate(json_stream.items(path, "images.item")):
-        try:
-            sentences = [(each["raw"], each["sentid"]) for each in image["sentences"]]
-            folder, filename, split = image.get("filepath", ""), image["filename"], image["split"]
-            extra = {"image_id": image.get("cocoid", image["imgid"])}
-        except (KeyError, TypeError, AttributeError) as error:
-            wanted = "filename, imgid, split, and sentences with raw and sentid"
-            raise shape(path, f"images[{number}] that does not fit ({error!r})", wanted) from error
-        if not all(isinstance(caption, str) for caption, _ in sentences):
-            raise shape(path, f"images[{number}] with a sentence that is no text", "strings as `raw`")
-        if split not in ours:
-            raise shape(path, f"images[{number}] of split {split!r}", f"one of {', '.join(ours)}")
-        name = f"{folder}/{filename}" if folder else filename
+    for row in rows(path, "images.item"):
+        if row.text("split") not in ours:
+            raise row.wrong("split", f"one of {', '.join(ours)}")
+        split, name = ours[row.text("split")], row.text("filename")
+        if "filepath" in row:
+            name = f"{row.text('filepath')}/{name}"
+        extra = {"image_id": row.identity("cocoid" if "cocoid" in row else "imgid")}
+        sentences = row.rows("sentences")
         if not sentences:
-            yield Reject(ours[split], name, "the caption list is empty")
-        for caption, identity in sentences:
-            yield Entry(ours[split], name, "captions", caption, annotation_id=identity, extra=extra)
+            yield Reject(split, name, "the caption list is empty")
+        for each in sentences:
+            identity = each.identity("sentid")
+            yield Entry(split, name, "captions", each.words("raw"), annotation_id=identity, extra=extra)
