@@ -112,7 +112,7 @@ def test_the_raw_text_stands_in_for_a_missing_cleaned_one(tmp_path: Path) -> Non
     [
         ({"ann_id": "86"}, "expected a whole number as `ann_id`"),
         ({"sentences": "text"}, "expected a list of objects as `sentences`"),
-        ({"sent_ids": [1, 2, 3]}, "as many numbers as there are sentences"),
+        ({"sentences": [{"sent": "a"}]}, "without `sent_id`"),
     ],
 )
 def test_references_of_another_shape(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -128,6 +128,13 @@ def test_boxes_of_another_shape(tmp_path: Path, box: Any) -> None:
     write_json(source / "refcoco" / INSTANCES, content)
     with pytest.raises(AuroraError, match=r"annotations\[2\] .* expected four numbers"):
         read_refs(source)
+
+
+def test_an_empty_box_is_told(tmp_path: Path) -> None:
+    torch.save([*TUPLES, (FIRST, "m", [1, 2, 0, 4], "a line", [])], tmp_path / "unc_val.pth")
+    entries, rejects = of_kind(entries_of("refcoco", "transvg", tmp_path, val="unc_val.pth"))
+    assert len(entries) == 2
+    assert [reject.reason for reject in rejects] == ["the box of 'a line' is 0.0 x 4.0 pixels"]
 
 
 # pickles

@@ -333,6 +333,25 @@ def test_a_thousand_real_vqa_questions(shared: Path) -> None:
     )
 
 
+def test_real_questions_with_their_real_photo(shared: Path, tmp_path: Path) -> None:
+    folder, name = shared / "data/annotations/vqav2", "COCO_train2014_000000458752.jpg"
+    (tmp_path / "train2014").mkdir()
+    shutil.copy(shared / "data/images/coco" / name, tmp_path / "train2014" / name)
+    shutil.copy(folder / "allennlp_fixture_questions.json", tmp_path / QUESTIONS)
+    shutil.copy(folder / "allennlp_fixture_annotations.json", tmp_path / ANSWERS)
+    shutil.copy(folder / "answer_list/trainval_ans2label.json", tmp_path / "trainval_ans2label.json")
+    convert("vqav2", tmp_path, tmp_path / "out", check="decode")
+    sample = ShardReader(Manifest.load(tmp_path / "out")).read("train", 0)
+    assert sample.media == (tmp_path / "train2014" / name).read_bytes()
+    assert (sample.record["width"], sample.record["height"]) == (640, 480)
+    first = sample.record["questions"][0]
+    assert first["question"] == "What is this photo taken looking through?"
+    assert first["answers"][0] == {"answer": "net", "weight": 0.6}
+    assert len(sample.record["questions"]) == 3
+    answers = json.loads((tmp_path / "out/answer_list.json").read_text())
+    assert answers == json.loads((folder / "answer_list/trainval_label2ans.json").read_text())
+
+
 def test_a_hundred_real_visual_genome_images(shared: Path) -> None:
     entries, rejects = of_kind(
         entries_of(

@@ -31,7 +31,8 @@ _BROKEN = (
 def read(way: AnnotationFiles, files: dict[str, Path]) -> Iterator[Entry | Reject]:
     """`refer`: files `refs` and `instances`; `xvlm`: those two and lists; `transvg`: a .pth file per split.
 
-    `way.splits` names the splits of `refs` that are converted: our split -> names there.
+    `way.splits`: our split -> names of it in `refs`. An entry of a list is of its reference's split, so that X-VLM's
+    test list becomes testA and testB.
     """
     if way.format == "transvg":
         for split, path in files.items():
@@ -41,8 +42,8 @@ def read(way: AnnotationFiles, files: dict[str, Path]) -> Iterator[Entry | Rejec
     boxes = _Boxes(files["instances"], {ref.number("ann_id") for ref in refs})
     if way.format == "refer":
         for ref in refs:
-            for number, sentence in enumerate(ref.rows("sentences")):
-                yield boxes.entry(ref, way.splits, _phrase(sentence), ref.content["sent_ids"][number])
+            for sentence in ref.rows("sentences"):
+                yield boxes.entry(ref, way.splits, _phrase(sentence), sentence.number("sent_id"))
         return
     by_identity = {ref.number("ref_id"): ref for ref in refs}
     for key in (key for key in files if key not in ("refs", "instances")):
@@ -89,7 +90,7 @@ class _PlainUnpickler(pickle._Unpickler):
 
 
 def _read_refs(path: Path, splits: dict[str, list[str]]) -> list[Row]:
-    """[{ref_id, ann_id, image_id, category_id, split, sentences: [{sent, raw}], sent_ids}], all fields checked."""
+    """[{ref_id, ann_id, image_id, category_id, split, sentences: [{sent, raw, sent_id}]}]"""
     content = plain_pickle(path)
     if not isinstance(content, list) or not content:
         raise shape(path, f"a {json_type(content)}", "a list of references that is not empty")
@@ -103,9 +104,6 @@ def _read_refs(path: Path, splits: dict[str, list[str]]) -> list[Row]:
             ref.number(name)
         if ref.text("split") not in known:
             raise ref.wrong("split", f"one of {', '.join(known)}")
-        sent_ids = each.get("sent_ids")
-        if not isinstance(sent_ids, (list, tuple)) or len(sent_ids) != len(ref.rows("sentences")):
-            raise ref.wrong("sent_ids", "as many numbers as there are sentences")
         refs.append(ref)
     return refs
 
@@ -143,10 +141,22 @@ class _Boxes:
         value |= {name: ref.number(name) for name in ("ref_id", "ann_id", "category_id")}
         if sent_id is not None:
             value["sent_id"] = sent_id
-        return Entry(split, self._files[image_id], "phrases", value, extra={"image_id": image_id})
+        return _with_box(Entry(split, self._files[image_id], "phrases", value, extra={"image_id": image_id}))
 
 
-def _transvg(path: Path, split: str) -> Iterator[Entry]:
+def _with_box(entry: Entry) -> Entry | Reject:
+    """The entry, unless nothing is inside its box."""
+    _, _, width, height = entry.annotation["box"]
+    if width > 0 and height > 0:
+        return entry
+    return Reject(
+        entry.split,
+        str(entry.media),
+        f"the box of {entry.annotation['phrase']!r} is {width} x {height} pixels",
+    )
+
+
+def _transvg(path: Path, split: str) -> Iterator[Entry | Reject]:
     """[(image file, mask file, [x, y, width, height], phrase, attributes)]"""
     content = _weights_only(path)
     if not isinstance(content, list) or not content:
@@ -158,10 +168,10 @@ def _transvg(path: Path, split: str) -> Iterator[Entry]:
             )
         row = Row(path, f"entry {number}", {"image": each[0], "box": each[2], "phrase": each[3]})
         image = row.text("image")
-        number = coco.image_number(image)
-        extra = {} if number is None else {"image_id": number}
+        image_id = coco.image_number(image)
+        extra = {} if image_id is None else {"image_id": image_id}
         value = {"phrase": row.words("phrase"), "box": row.box("box")}
-        yield Entry(split, image, "phrases", value, extra=extra)
+        yield _with_box(Entry(split, image, "phrases", value, extra=extra))
 
 
 def _weights_only(path: Path) -> Any:
