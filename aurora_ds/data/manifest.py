@@ -122,6 +122,7 @@ class Manifest(BaseModel):
     _folder: Path = PrivateAttr(default=Path("."))
     _arrays: ShardIndex = PrivateAttr(default_factory=lambda: ShardIndex({}))
     _store: ShardStore | None = PrivateAttr(default=None)
+    _checked_counts: dict[tuple[str, str], np.ndarray] = PrivateAttr(default_factory=dict)
     _pair_ends: dict[tuple[str, str], np.ndarray] = PrivateAttr(default_factory=dict)
 
     @property
@@ -247,6 +248,11 @@ class Manifest(BaseModel):
 
         Raises AuroraError when they do not sum to what the manifest says of each shard.
         """
+        if (split, kind) not in self._checked_counts:
+            self._checked_counts[split, kind] = self._check_counts(split, kind)
+        return self._checked_counts[split, kind]
+
+    def _check_counts(self, split: str, kind: str) -> np.ndarray:
         entry = self.split(split)
         if kind not in entry.kinds:
             return np.zeros(entry.samples, dtype=np.int32)

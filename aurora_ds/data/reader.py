@@ -81,7 +81,9 @@ class ShardReader:
         address = self.manifest.address(split, medium)
         block = self._bytes(address, address.end - address.start)
         _check_sum(block, int(self.manifest.checksums(split)[medium]), address)
-        return parse_sample(block, address)
+        sample = parse_sample(block, address)
+        self._check_counts(split, medium, sample.record, address)
+        return sample
 
     def record(self, split: str, medium: int) -> tuple[str, dict[str, Any]]:
         """(key, record) without reading the medium: the record is the first member of a sample."""
@@ -95,7 +97,20 @@ class ShardReader:
         if end > len(block):
             block = self._bytes(address, end)
         _check_sum(block[:end], int(self.manifest.checksums(split, "record")[medium]), address)
-        return name.partition(".")[0], _record(name, block[BLOCK : BLOCK + size], address)
+        record = _record(name, block[BLOCK : BLOCK + size], address)
+        self._check_counts(split, medium, record, address)
+        return name.partition(".")[0], record
+
+    def _check_counts(self, split: str, medium: int, record: dict[str, Any], address: SampleAddress) -> None:
+        """An index with other counts would number the pairs in another way than the run before."""
+        for kind in self.manifest.kinds(split):
+            found, expected = record.get(kind, []), int(self.manifest.annotation_counts(split, kind)[medium])
+            if not isinstance(found, list) or len(found) != expected:
+                raise BadSample(
+                    f"{address.shard}: the record at byte {address.start} does not have the {expected} {kind} that the "
+                    "index says. They do not belong together; `aurora-ds shards verify` lists all damage.",
+                    "record",
+                )
 
     def close(self) -> None:
         """Closes all files; reading opens them again."""

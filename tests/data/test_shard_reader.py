@@ -11,8 +11,9 @@ import zlib
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file
 
-from aurora_ds.data.manifest import Manifest, SampleAddress
+from aurora_ds.data.manifest import INDEX_NAME, Manifest, SampleAddress
 from aurora_ds.data.reader import BLOCK, BadSample, ShardReader, parse_sample
 from aurora_ds.data.store import LocalStore
 from aurora_ds.errors import AuroraError
@@ -70,6 +71,9 @@ def test_a_long_record_is_read_in_full(tmp_path: Path) -> None:
         def address(self, split: str, medium: int) -> SampleAddress:
             return SampleAddress("s.tar", 0, len(block))
 
+        def kinds(self, split: str) -> tuple[str, ...]:
+            return ()
+
         def checksums(self, split: str, of: str) -> list[int]:
             return [zlib.crc32(block[: -2 * BLOCK])]  # the medium is a header and one block
 
@@ -100,6 +104,19 @@ def test_one_changed_bit_is_noticed_by_whatever_reads_it(
     assert (
         reader.read("test", 0).key == "test-0000000-000" and reader.read("test", 2).key == "test-0000002-002"
     )
+
+
+def test_an_index_with_other_counts_is_noticed(shards: Path, tmp_path: Path) -> None:
+    tensors = load_file(shards / INDEX_NAME)
+    counts = tensors["test/counts/captions"]
+    counts[[0, 1]] = counts[[1, 0]]  # the same sum
+    manifest = Manifest.load(shards).with_arrays(tensors)
+    reader = ShardReader(manifest)
+    for read in (reader.read, reader.record):
+        with pytest.raises(BadSample, match="does not have the 2 captions that the index says") as bad:
+            read("test", 0)
+        assert bad.value.reason == "record"
+        read("test", 2)
 
 
 def test_plain_webdataset_reads_a_shard(manifest: Manifest) -> None:
