@@ -1,0 +1,1 @@
+"""How captions and answers are judged, in Python, equal to the programs that the field's numbers come from."""
