@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -100,8 +100,8 @@ class FaultProxy(ThreadingHTTPServer):
     """Hands requests on to `upstream`, and injures the answers to paths that end in a name of `faults`.
 
     Each entry of faults[name] is used for one request: a status number, or drop (no answer), cut (half of the body),
-    hang (no answer for a long time), trickle (a byte in a while), whole (the Range is ignored). The last one stays
-    when `forever` is set.
+    hang (no answer for a long time), trickle (a byte in a while), whole (the Range is ignored), flip (another bit), or
+    pass. The last one stays when `forever` is set.
     """
 
     daemon_threads = True
@@ -111,6 +111,7 @@ class FaultProxy(ThreadingHTTPServer):
         self.upstream = upstream
         self.faults: dict[str, list[str | int]] = {}
         self.forever = False
+        self.rewrite: Callable[[str], str] = str
         self.requests: Counter[str] = Counter()
         self.ended = threading.Event()
         self.lock = threading.Lock()
@@ -120,7 +121,8 @@ class FaultProxy(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def fault(self, path: str) -> str | int | None:
-        name = path.partition("?")[0].rpartition("/")[2]
+        """What to do to this request, which is counted."""
+        name = path.rpartition("/")[2]
         with self.lock:
             self.requests[name] += 1
             waiting = self.faults.get(name, [])
@@ -148,7 +150,8 @@ class _Handler(BaseHTTPRequestHandler):
         """Quiet."""
 
     def do_GET(self) -> None:
-        fault = self.server.fault(self.path)
+        path = self.server.rewrite(self.path)
+        fault = self.server.fault(path)
         if fault == "drop":
             self.close_connection = True
             return
@@ -165,7 +168,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "whole":
             headers.pop("Range", None)
         connection = http.client.HTTPConnection(self.server.upstream.removeprefix("http://"))
-        connection.request("GET", self.path, headers=headers)
+        connection.request("GET", path, headers=headers)
         answer = connection.getresponse()
         body = answer.read()
         connection.close()
@@ -175,6 +178,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
+        if fault == "flip":
+            body = body[:-1] + bytes([body[-1] ^ 1])
         if fault == "cut":
             body, self.close_connection = body[: len(body) // 2], True
         if fault == "trickle":

@@ -34,6 +34,7 @@ def put(cache: FileCache, number: int, size: int = 1000) -> int:
 
 
 def names(cache: FileCache) -> set[str]:
+    """What is in the cache, but for its lock."""
     return {path.name for path in cache.folder.iterdir() if path.name != ".lock"}
 
 
@@ -109,6 +110,7 @@ def test_many_processes_make_each_file_once(tmp_path: Path) -> None:
     made.mkdir()
 
     def work(process: int) -> None:
+        handles = []
         for turn in range(8):
             number = (process + turn) % 8
 
@@ -117,9 +119,9 @@ def test_many_processes_make_each_file_once(tmp_path: Path) -> None:
                 time.sleep(0.02)
                 file.write(content(number)[1])
 
-            handle = cache.open(content(number)[0], 1000, fill)
-            assert os.pread(handle, 2000, 0) == content(number)[1]
-            os.close(handle)
+            # They stay open, as a reader's do: others must not wait for that.
+            handles.append(cache.open(content(number)[0], 1000, fill))
+            assert os.pread(handles[-1], 2000, 0) == content(number)[1]
 
     assert in_processes(6, work) == [0] * 6
     assert len(list(made.iterdir())) == 8

@@ -1,9 +1,9 @@
 """A folder of whole files named by their sha256, shared by all processes of a machine and bounded in size.
 
 A file appears under its name only when it is complete and its checksum is right, so what is there can be trusted.
-While it is made it is NAME.partial, locked by the process that makes it, and others wait for that lock. Locks go with
-their process: what a killed one left behind is found unlocked, and removed. Readers hold a shared lock, by which files
-in use are the last to be removed; an open one stays readable even then.
+While it is made it is NAME.partial, under a lock on NAME.lock that other processes wait for. Locks go with their
+process: what a killed one left behind is found unlocked, and removed. Readers hold a shared lock on the file itself, by
+which files in use are the last to be removed; an open one stays readable even then.
 """
 
 from __future__ import annotations
@@ -46,18 +46,19 @@ class FileCache:
             ) from error
 
     def _make(self, path: Path, size: int, fill: Callable[[BinaryIO], None]) -> None:
-        began, note = time.time(), path.with_suffix(".failed")
-        partial = path.with_suffix(".partial")
-        with locked(partial) as file:
+        began, note, partial = time.time(), path.with_suffix(".failed"), path.with_suffix(".partial")
+        # Not a lock on the file itself: renamed it is the same file, and its first reader would hold up those who wait.
+        with locked(path.with_suffix(".lock"), keep=False):
             try:
                 if path.exists():  # another process made it meanwhile
                     return
                 _raise_noted(note, began)
-                self._reserve(file, size)
-                fill(file)
-                file.flush()
-                # Without this, a power cut could leave a file of the right size and name, but without its bytes.
-                os.fdatasync(file.fileno())
+                with open(partial, "wb") as file:
+                    self._reserve(file, size)
+                    fill(file)
+                    file.flush()
+                    # Without this, a power cut could leave a file of the right name and size without its bytes.
+                    os.fdatasync(file.fileno())
                 os.rename(partial, path)
                 note.unlink(missing_ok=True)
             except TransferFailed as error:
@@ -74,7 +75,6 @@ class FileCache:
                 f"A shard of {size / 1e9:.2f} GB does not fit into the cache {self.folder} of "
                 f"{self.most_bytes / 1e9:.2f} GB. Raise data.cache_gb."
             )
-        os.ftruncate(file.fileno(), 0)
         with locked(self.folder / ".lock"):
             total = size + self._bytes()
             for path in self._oldest_first() if total > self.most_bytes else ():
@@ -88,7 +88,7 @@ class FileCache:
         total = 0
         for entry in os.scandir(self.folder):
             path = Path(entry.path)
-            if path.suffix == ".partial" and not _in_use(path):
+            if path.suffix in (".partial", ".lock") and not _in_use(path.with_suffix(".lock")):
                 _remove(path)
             elif path.suffix in (".partial", ".tar"):
                 total += _size(path)
@@ -130,14 +130,18 @@ def _open_whole(path: Path, size: int) -> int | None:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[BinaryIO]:
-    """The file, made if need be, under a lock of this process alone; waits for whoever has it."""
+def locked(path: Path, keep: bool = True) -> Iterator[None]:
+    """Holds the lock on a file, made if need be; waits for whoever has it. Without `keep` it is removed at the end."""
     while True:
-        with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b") as file:
+        with open(path, "ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             if not _is_at(file.fileno(), path):
-                continue  # whoever had it has removed or renamed it
-            yield file
+                continue  # whoever had it has removed it
+            try:
+                yield
+            finally:
+                if not keep:
+                    path.unlink(missing_ok=True)
             return
 
 

@@ -97,7 +97,7 @@ class RemoteFolder:
         try:
             return _read(filesystem, url, start, end, seconds), "", False
         except (asyncio.TimeoutError, FutureTimeout):
-            return b"", f"no answer within {seconds:.0f} s", True
+            return b"", f"no answer within {seconds:.3g} s", True
         except read_errors(self.location.protocol) as error:
             status = http_status(error)
             if status == OUT_OF_RANGE and start:
