@@ -1,7 +1,8 @@
 """A sample's clip -> frames -> float32 (T, 3, S, S), for clips stored as video and for those stored as JPEG frames.
 
 As published (BLIP and Aurora on video), frames are resized straight to S x S, aspect not kept, then normalised like
-images. The published readers resize inside the decoder (decord); ours is Pillow's bicubic, as for images.
+images. The published readers resize inside the decoder (decord, by FFmpeg's bicubic filter); so does `sample_clip` with
+a `size`. Without one, and for clips stored as JPEG frames, Pillow's bicubic filter resizes, as it does images.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from aurora_ds.data.reader import Sample
 from aurora_ds.data.sampling import CLIP_SECONDS, Strategy, choose
 from aurora_ds.data.video import Decoder, sample_frames
 
+BICUBIC = Image.Resampling.BICUBIC
+
 
 def sample_clip(
     sample: Sample,
@@ -29,11 +32,13 @@ def sample_clip(
     *,
     window: tuple[float, float | None] | None = None,
     clip_seconds: float = CLIP_SECONDS,
+    size: int | None = None,
     max_pixels: int,
     decoder: Decoder = "auto",
 ) -> tuple[np.ndarray, np.ndarray]:
     """(frames uint8 (count, H, W, 3), seconds float64 (count,)) of a sample of kind "video" or "frames".
 
+    `size`: frames come resized to size x size, for transforms that do not cut: quicker, and less to keep in memory.
     A clip stored as frames is sampled by the same strategies, each stored frame standing for an equal stretch of the
     clip. Raises BadSample; AuroraError for a wrong strategy, count or window.
     """
@@ -46,6 +51,7 @@ def sample_clip(
             name=sample.key,
             window=window,
             clip_seconds=clip_seconds,
+            size=size,
             max_pixels=max_pixels,
             decoder=decoder,
         )
@@ -58,7 +64,8 @@ def sample_clip(
     pixels: dict[int, np.ndarray] = {}
     for number in dict.fromkeys(numbers.tolist()):
         name = f"{sample.key}, frame {number}"
-        pixels[number] = np.asarray(open_image(sample.parts[number].content, max_pixels, name))
+        image = open_image(sample.parts[number].content, max_pixels, name)
+        pixels[number] = np.asarray(image if size is None else image.resize((size, size), BICUBIC))
     frames = [pixels[number] for number in numbers.tolist()]
     if len({frame.shape for frame in frames}) > 1:
         raise BadSample(f"Sample {sample.key} holds frames of different sizes.", reason="decode")
@@ -66,7 +73,7 @@ def sample_clip(
 
 
 def clip_transform(frames: np.ndarray, size: int) -> Tensor:
-    """uint8 (T, H, W, 3) -> float32 (T, 3, size, size), normalised. Bicubic, aspect not kept."""
+    """uint8 (T, H, W, 3) -> float32 (T, 3, size, size), normalised. Bicubic unless resized; aspect not kept."""
     return torch.stack([test_transform(Image.fromarray(frame), size) for frame in frames])
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from PIL import Image
 
 from aurora_ds.data.sampling import CLIP_SECONDS, Strategy, choose
 from aurora_ds.data.video_pyav import MAX_PIXELS, Clip, VideoInfo, open_clip
@@ -48,23 +49,34 @@ def sample_frames(
     name: str,
     window: tuple[float, float | None] | None = None,
     clip_seconds: float = CLIP_SECONDS,
+    size: int | None = None,
     max_pixels: int = MAX_PIXELS,
     decoder: Decoder = "auto",
 ) -> tuple[np.ndarray, np.ndarray]:
     """(frames uint8 (count, H, W, 3), seconds float64 (count,)): `count` frames chosen as sampling.choose does.
 
-    `window`: (start, end) in seconds, end None for the clip's end. Raises BadSample with its reason; AuroraError for
-    a wrong strategy, count or window.
+    `window`: (start, end) in seconds, end None for the clip's end. `size`: frames are scaled to size x size, aspect not
+    kept, as the published readers do it (FFmpeg's bicubic filter, on the way from YUV to RGB). Raises BadSample with
+    its reason; AuroraError for a wrong strategy, count or window.
     """
     with open_clip(content, name, max_pixels) as clip:
         numbers = choose(clip.times, clip.seconds, count, how, generator, window, clip_seconds)
-        return _pictures(content, clip, numbers, decoder), clip.times[numbers]
+        return _pictures(content, clip, numbers, decoder, size), clip.times[numbers]
 
 
-def _pictures(content: bytes | Path, clip: Clip, numbers: Sequence[int], decoder: Decoder) -> np.ndarray:
+def _pictures(
+    content: bytes | Path, clip: Clip, numbers: Sequence[int], decoder: Decoder, size: int | None = None
+) -> np.ndarray:
     clip.check(numbers)
     if decoder != "torchcodec":
-        return clip.pictures(numbers)
+        return clip.pictures(numbers, size)
     from aurora_ds.data import video_torchcodec
 
-    return video_torchcodec.pictures(content, clip, numbers)
+    frames = video_torchcodec.pictures(content, clip, numbers)
+    return frames if size is None else resize_frames(frames, size)
+
+
+def resize_frames(frames: np.ndarray, size: int) -> np.ndarray:
+    """uint8 (T, H, W, 3) -> (T, size, size, 3) by Pillow's bicubic filter, for frames that come as RGB."""
+    resized = [Image.fromarray(frame).resize((size, size), Image.Resampling.BICUBIC) for frame in frames]
+    return np.stack([np.asarray(frame) for frame in resized])

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from aurora_ds.data.bad_sample import BadSample
 from aurora_ds.errors import AuroraError
@@ -126,13 +125,16 @@ class Clip:
         """Second at which a frame appears by the container's own clock, which need not start at 0."""
         return self._start + float(self.times[number])
 
-    def pictures(self, numbers: Sequence[int]) -> np.ndarray:
-        """uint8 (T, H, W, 3): the frames `numbers`, in any order, as shown. Raises BadSample."""
+    def pictures(self, numbers: Sequence[int], size: int | None = None) -> np.ndarray:
+        """uint8 (T, H, W, 3): the frames `numbers`, in any order, as shown. Raises BadSample.
+
+        `size`: both sides, in pixels; None: as large as they are.
+        """
         wanted = sorted({int(number) for number in numbers})
-        pictures = dict(zip(wanted, self.each(wanted), strict=True))
+        pictures = dict(zip(wanted, self.each(wanted, size), strict=True))
         return np.stack([pictures[int(number)] for number in numbers])
 
-    def each(self, wanted: Sequence[int]) -> Iterator[np.ndarray]:
+    def each(self, wanted: Sequence[int], size: int | None = None) -> Iterator[np.ndarray]:
         """uint8 (H, W, 3) for each of the ascending frame numbers `wanted`. Raises BadSample.
 
         A frame that is damaged beyond decoding is replaced by the one before it, as a player would show it, unless
@@ -140,19 +142,16 @@ class Clip:
         """
         import av
 
-        size = None
+        sides = (size, size) if size else None
         for frame in self.decoded(wanted):
+            sides = sides or (frame.width, frame.height)
             try:
-                pixels = to_pixels(frame)
+                yield to_pixels(frame, sides)
             except (av.FFmpegError, ValueError) as error:
                 raise BadSample(
                     f"Clip {self.name}: its pictures ({frame.format.name}) cannot be shown: {error}.",
                     reason="decode",
                 ) from error
-            size = size or (pixels.shape[1], pixels.shape[0])
-            if size != (pixels.shape[1], pixels.shape[0]):
-                pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
-            yield pixels
 
     def decoded(self, wanted: Sequence[int]) -> Iterator[Any]:
         """PyAV frames of the ascending frame numbers `wanted`, one each. Raises BadSample."""
@@ -265,9 +264,17 @@ def open_clip(
         yield clip
 
 
-def to_pixels(frame: Any) -> np.ndarray:
-    """A PyAV frame -> uint8 (H, W, 3), RGB, rotated as shown."""
-    pixels = frame.to_ndarray(format="rgb24", threads=1)
+def to_pixels(frame: Any, sides: tuple[int, int] | None = None) -> np.ndarray:
+    """A PyAV frame -> uint8 (H, W, 3), RGB, rotated as shown. `sides`: scaled to this width and height, bicubic."""
+    from av.video.reformatter import Interpolation
+
+    if sides and sides != (frame.width, frame.height):
+        # The same on every processor.
+        how = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
+        scaled = frame.reformat(*sides, format="rgb24", interpolation=how, threads=1)
+        pixels = scaled.to_ndarray()
+    else:
+        pixels = frame.to_ndarray(format="rgb24", threads=1)
     turns = frame.rotation // 90 % 4
     return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
 

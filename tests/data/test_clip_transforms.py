@@ -84,6 +84,18 @@ def test_an_encoded_clip_is_sampled_by_the_same_call() -> None:
     assert seconds == pytest.approx([0, 0.16, 0.32, 0.48])
 
 
+def test_clips_of_both_kinds_can_come_resized() -> None:
+    encoded = Sample("clip", {"kind": "video"}, (Part("mp4", make_clip(count=16)),))
+    for sample in (encoded, stored_frames(8)):
+        small = sample_clip(sample, 4, "uniform", max_pixels=MOST, size=16)[0]
+        whole = sample_clip(sample, 4, "uniform", max_pixels=MOST)[0]
+        assert small.shape == (4, 16, 16, 3)
+        assert torch.equal(
+            clip_transform(small, 16), torch.stack([image.to_tensor(frame) for frame in small])
+        )
+        assert (clip_transform(small, 16) - clip_transform(whole, 16)).abs().mean() < 0.1
+
+
 def test_frames_stored_by_the_converter_can_be_sampled() -> None:
     stored = frames_as_jpeg(make_clip(count=40), 8, None, "clip")
     parts = tuple(Part("jpg", content) for _, content in stored)

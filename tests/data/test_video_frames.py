@@ -12,7 +12,7 @@ from drawn_clips import RATE, decode_all, make_clip
 from PIL import Image
 
 from aurora_ds.data.bad_sample import BadSample
-from aurora_ds.data.video import probe, read_frames, sample_frames
+from aurora_ds.data.video import probe, read_frames, resize_frames, sample_frames
 from aurora_ds.data.video_pyav import open_clip
 from aurora_ds.errors import AuroraError
 
@@ -208,3 +208,29 @@ def test_a_clip_with_too_many_pixels_is_not_decoded() -> None:
 def test_a_file_is_read_like_its_bytes() -> None:
     path = VIDEOS / "h265_video.mp4"
     assert probe(path, "clip") == probe(path.read_bytes(), "clip")
+
+
+def test_frames_can_come_resized_close_to_pillows_way() -> None:
+    content = (VIDEOS / "nasa_13013.mp4").read_bytes()
+    frames, seconds = sample_frames(content, 4, "uniform", name="nasa")
+    small, same_seconds = sample_frames(content, 4, "uniform", name="nasa", size=112)
+    assert small.shape == (4, 112, 112, 3) and np.array_equal(seconds, same_seconds)
+    by_pillow = resize_frames(frames, 112).astype(int)
+    # FFmpeg scales the colour planes before they are joined with the brightness, Pillow after.
+    assert np.abs(small - by_pillow).mean() < 1.5
+    assert np.array_equal(small, sample_frames(content, 4, "uniform", name="nasa", size=112)[0])
+
+
+def test_a_turned_clip_comes_resized_the_right_way_up() -> None:
+    turned = make_clip(count=3, rotation=90)
+    small = sample_frames(turned, 1, "uniform", name="clip", size=24)[0][0].astype(int)
+    whole = sample_frames(turned, 1, "uniform", name="clip")[0]
+    whole = resize_frames(whole, 24)[0]
+    assert np.abs(small - whole).mean() < 0.3 * np.abs(np.rot90(small, 2) - whole).mean()
+
+
+def test_a_size_that_changes_inside_a_clip_becomes_the_first_one() -> None:
+    parts = [make_clip(container="mpegts", count=20, size=size) for size in ((64, 48), (96, 32))]
+    pictures = read_frames(b"".join(parts), range(36), "clip")
+    assert pictures.shape == (36, 48, 64, 3)
+    assert {frame.shape for frame in decode_all(b"".join(parts))} == {(48, 64, 3), (32, 96, 3)}
