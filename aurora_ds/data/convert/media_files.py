@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path, PurePosixPath
+from os.path import basename, dirname, isfile, join
+from pathlib import Path
 
 from aurora_ds.data.reader import IMAGE_TYPES, VIDEO_TYPES
 
@@ -17,44 +18,49 @@ class MediaFiles:
     """Finds files by the names that annotations give them. `candidates`: the family's, see sources.py."""
 
     def __init__(self, folders: Sequence[Path], candidates: Callable[[str], list[str]], video: bool):
-        self._folders, self._candidates = folders, candidates
+        # Plain strings: this runs for every medium, and Path objects take longer than the look at the disk.
+        self._folders, self._candidates = [str(folder) for folder in folders], candidates
         self._types = VIDEO_NAMES if video else IMAGE_NAMES
         self._missing = "there is no such video file" if video else "there is no such image file"
-        self._stems: dict[Path, dict[str, list[str]]] = {}
+        self._stems: dict[str, dict[str, str]] = {}
 
     def find(self, name: str) -> Path | str:
         """The file, or in words why there is none. The first candidate that exists in any folder counts."""
-        for candidate in [name, *self._candidates(name)]:
-            path = PurePosixPath(candidate)
-            if path.is_absolute() or ".." in path.parts:
-                return OUTSIDE
-        for candidate in self._candidates(name):
+        candidates = self._candidates(name)
+        if any(_leads_out(each) for each in (name, *candidates)):
+            return OUTSIDE
+        for candidate in candidates:
             for folder in self._folders:
-                path = folder / candidate
-                if path.name.endswith(".*"):
-                    found = self._of_stem(path.parent, path.name[:-2])
+                path = join(folder, candidate)
+                if candidate.endswith(".*"):
+                    found = self._of_stem(dirname(path), basename(path)[:-2])
                     if found is not None:
                         return found
-                elif path.is_file():
-                    return path
+                elif isfile(path):
+                    return Path(path)
         return self._missing
 
-    def _of_stem(self, folder: Path, stem: str) -> Path | None:
+    def _of_stem(self, folder: str, stem: str) -> Path | None:
         if folder not in self._stems:
             self._stems[folder] = self._list(folder)
-        names = self._stems[folder].get(stem)
-        return folder / names[0] if names else None
+        name = self._stems[folder].get(stem)
+        return None if name is None else Path(folder, name)
 
-    def _list(self, folder: Path) -> dict[str, list[str]]:
-        """stem -> files. `a.mov.mp4` stands under a.mov and, after files of fewer extensions, under a."""
-        found: dict[str, list[str]] = {}
-        if not folder.is_dir():
+    def _list(self, folder: str) -> dict[str, str]:
+        """stem -> file. `a.mov.mp4` has the stems a.mov and a; of two files of one stem that of fewer dots counts,
+        then the first by name."""
+        found: dict[str, str] = {}
+        if not os.path.isdir(folder):
             return found
         with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_file())
-        for name in sorted(names, key=lambda name: name.count(".")):
+            names = [entry.name for entry in entries if entry.is_file()]
+        for name in sorted(names, key=lambda name: (name.count("."), name)):
             stem = name
             while stem.rpartition(".")[2].lower() in self._types:
                 stem = stem.rpartition(".")[0]
-                found.setdefault(stem, []).append(name)
+                found.setdefault(stem, name)
         return found
+
+
+def _leads_out(name: str) -> bool:
+    return name.startswith("/") or ".." in name.split("/")

@@ -24,6 +24,9 @@ BLOCK = 1 << 20  # bytes of a video read at a time
 REENCODED_SECONDS = 0.5
 
 
+_encode = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode
+
+
 @dataclass(frozen=True)
 class MediaSettings:
     """Where media are and how they are stored. All but `folders` decide the shards' bytes."""
@@ -73,7 +76,7 @@ def members(medium: SpooledMedium, split: str, settings: MediaSettings) -> Itera
     identities = medium.identities.get("captions", [])
     if any(identity is not None for identity in identities):
         record["caption_ids"] = identities
-    text = json.dumps(record, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode("utf-8")
+    text = _encode(record).encode("utf-8", "replace")  # half of a surrogate pair becomes "?"
     yield Member(f"{key}.json", len(text), [text])
     yield from media
 
