@@ -161,7 +161,7 @@ def _add_shards(commands) -> None:
         "what is in a folder of shards, as a table and a picture",
         "aurora-ds shards inspect shards/coco_retrieval --contact-sheet coco.png",
     )
-    inspect.add_argument("folder", metavar="DIR", type=Path, help="folder with manifest.json")
+    inspect.add_argument("folder", metavar="DIR|URL", help="folder with manifest.json, or the URL of one")
     inspect.add_argument(
         "--contact-sheet", metavar="FILE.png", type=Path, help="write a picture of samples with captions"
     )
@@ -173,7 +173,7 @@ def _add_shards(commands) -> None:
         "check every checksum and count, and decode every sample",
         "aurora-ds shards verify shards/coco_retrieval --workers 8 --report damage.jsonl",
     )
-    verify.add_argument("folder", metavar="DIR", type=Path, help="folder with manifest.json")
+    verify.add_argument("folder", metavar="DIR|URL", help="folder with manifest.json, or the URL of one")
     verify.add_argument(
         "--workers", metavar="N", type=arguments.positive, default=1, help="processes (default 1)"
     )

@@ -14,6 +14,7 @@ from aurora_ds.config import DataConfig
 from aurora_ds.data.decode import open_image
 from aurora_ds.data.manifest import Manifest
 from aurora_ds.data.reader import IMAGE_TYPES, ShardReader
+from aurora_ds.data.remote import open_shards
 from aurora_ds.errors import AuroraError
 
 # Records read per split for word and size statistics; the manifest has the exact counts.
@@ -23,12 +24,12 @@ CELL_WIDTH, PICTURE_HEIGHT, CAPTION_LINES, FONT_SIZE, MARGIN = 280, 210, 5, 13, 
 
 
 def inspect_shards(folder: str | Path, contact_sheet: str | Path | None = None) -> dict[str, Any]:
-    """Counts of a folder of shards; with `contact_sheet`, also writes a picture of its samples there.
+    """Counts of a folder or URL of shards; with `contact_sheet`, also writes a picture of its samples there.
 
     Word and size figures are of up to RECORDS_READ samples spread evenly over each split. Raises AuroraError for a
     folder without a readable manifest or shards.
     """
-    manifest = Manifest.load(folder)
+    manifest = open_shards(folder)
     reader = ShardReader(manifest)
     summary = {
         "dataset": manifest.dataset,

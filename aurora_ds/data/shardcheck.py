@@ -20,6 +20,7 @@ from aurora_ds.data.convert.pool import run_in_order
 from aurora_ds.data.convert.progress import counter
 from aurora_ds.data.manifest import MANIFEST_NAME, Manifest, own_sha256, write_whole
 from aurora_ds.data.reader import BadSample, ShardReader
+from aurora_ds.data.remote import open_shards
 from aurora_ds.data.shard_index import INDEX_NAME
 from aurora_ds.data.shard_scan import READ_SIZE, Problem, ScanResult, ShardScan, scan_shard
 from aurora_ds.errors import AuroraError
@@ -31,10 +32,11 @@ PROBLEMS_SHOWN = 10
 def verify_shards(folder: str | Path, workers: int = 1, report: str | Path | None = None) -> dict[str, Any]:
     """Counts of what was checked. Raises AuroraError that lists the problems when there are any.
 
+    `folder`: a folder, or the URL of one, whose shards are then checked in the cache.
     `report`: a file for all problems, one JSON object a line: file, reason, message, and number and key of a sample.
     """
     try:
-        manifest = Manifest.load(folder)
+        manifest = open_shards(folder)
     except AuroraError as error:
         if report is not None:
             _write_report(Path(report), [Problem(MANIFEST_NAME, "manifest", str(error))])

@@ -14,10 +14,12 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.registry import _registry as REGISTRY
 from shard_servers import FaultProxy, nginx, s3_server, upload
 
+from aurora_ds.data.inspect import inspect_shards
 from aurora_ds.data.manifest import Manifest
 from aurora_ds.data.reader import BadSample, ShardReader
 from aurora_ds.data.remote import open_shards, transfer
 from aurora_ds.data.remote.transfer import Patience
+from aurora_ds.data.shardcheck import verify_shards
 from aurora_ds.errors import AuroraError
 
 IMPATIENT = Patience(attempts=2, first_wait=0.01, part_seconds=1.0, total_seconds=10.0)
@@ -157,6 +159,19 @@ def test_a_shard_that_changes_under_the_reader_is_an_error(
                 reader.read("train", 7)
             assert caught.value.reason == "checksum"
         assert len(list((tmp_path / "cache").glob("*.tar"))) == 1
+
+
+def test_inspect_and_verify_take_urls(
+    web: str, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AURORA_DS_CACHE", str(tmp_path / "cache"))
+    assert inspect_shards(web)["splits"]["train"]["samples"] == 45
+    assert verify_shards(web, workers=2)["pairs"] == manifest.pairs("train") + manifest.pairs("test")
+    sha256 = manifest.split("train").shards[1].sha256
+    with open(tmp_path / "cache" / f"{sha256}.tar", "r+b") as file:
+        file.write(b"damaged")
+    with pytest.raises(AuroraError, match="train-000001.tar"):
+        verify_shards(web, workers=2)
 
 
 def test_gs_urls_go_through_the_real_client(

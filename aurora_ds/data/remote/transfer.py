@@ -53,6 +53,9 @@ class TransferFailed(AuroraError):
         super().__init__(message)
         self.reason = reason
 
+    def __reduce__(self) -> tuple[type[TransferFailed], tuple[str, Reason]]:
+        return type(self), (str(self), self.reason)
+
 
 class RemoteFolder:
     """Files of a location. It holds no connection, so it may be forked and pickled."""
