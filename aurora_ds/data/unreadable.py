@@ -33,7 +33,8 @@ def read_or_replace(
 ) -> tuple[Any, list[dict[str, Any]]]:
     """(read(row), []), or what is read of its first readable substitute and the list of those that were not readable.
 
-    Raises TooManyUnreadable without `skip`, and when MOST_IN_A_ROW (or all that there are) cannot be read.
+    Raises TooManyUnreadable without `skip`, and when MOST_IN_A_ROW (or all that there are) cannot be read. A shard out
+    of reach is no damage, and trying the next ones would take as long again: it stops the run too.
     """
     try:
         return read(row), []
@@ -45,6 +46,8 @@ def read_or_replace(
                 "in the place of such ones.",
                 bad,
             ) from error
+        if error.reason == "unreachable":
+            raise TooManyUnreadable(f"Sample {_name(bad[0])} cannot be reached. {error}", bad) from error
     for other in plan.substitutes(epoch, row.position, MOST_IN_A_ROW - 1).each():
         try:
             return read(other), bad
