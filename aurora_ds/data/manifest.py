@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -96,13 +97,14 @@ class SplitEntry(BaseModel):
 
 
 class IndexFile(BaseModel):
-    """The file with the arrays of single samples, see shard_index.py."""
+    """The file with the arrays of single samples, see shard_index.py. crc32: by tensor."""
 
     model_config = ConfigDict(extra="forbid")
 
     file: Literal["index.safetensors"] = INDEX_NAME
     bytes: int = Field(ge=0)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    crc32: dict[str, int]
 
 
 class Manifest(BaseModel):
@@ -191,8 +193,7 @@ class Manifest(BaseModel):
 
     def save(self, folder: str | Path) -> Path:
         """Writes the index, then manifest.json: each under a temporary name, synced and renamed."""
-        size, sha256 = write_index(Path(folder) / INDEX_NAME, self._arrays.parts())
-        self.index = IndexFile(bytes=size, sha256=sha256)
+        self.index = IndexFile(**write_index(Path(folder) / INDEX_NAME, self._arrays.parts())._asdict())
         return self.save_json(folder)
 
     def save_json(self, folder: str | Path) -> Path:
@@ -243,11 +244,13 @@ class Manifest(BaseModel):
         """Kinds of annotations in the split: captions, questions, …"""
         return self.split(split).kinds
 
-    def annotation_counts(self, split: str, kind: str = "captions") -> np.ndarray:
+    def annotation_counts(self, split: str, kind: str = "captions", checked: bool = True) -> np.ndarray:
         """int32 (media,): how many annotations of `kind` each medium of the split has.
 
-        Raises AuroraError when they do not sum to what the manifest says of each shard.
+        Raises AuroraError when they are not those that were written, unless they are wanted whatever they are.
         """
+        if not checked:
+            return self._arrays[f"{split}/counts/{kind}"]
         if (split, kind) not in self._checked_counts:
             self._checked_counts[split, kind] = self._check_counts(split, kind)
         return self._checked_counts[split, kind]
@@ -266,6 +269,12 @@ class Manifest(BaseModel):
             raise AuroraError(
                 f"{self.folder / INDEX_NAME}: its counts of {kind} do not sum to what {MANIFEST_NAME} says of {shard}. "
                 "It was changed after it was written; copy it again, or convert the dataset again."
+            )
+        # Counts in another order would number the pairs, and so the whole plan, in another way.
+        if self.index is not None and zlib.crc32(counts) != self.index.crc32.get(f"{split}/counts/{kind}"):
+            raise AuroraError(
+                f"{self.folder / INDEX_NAME}: its counts of {kind} in {split} are not those that were written: their "
+                "checksum differs. Copy the index again, or convert the dataset again."
             )
         return counts
 

@@ -14,9 +14,11 @@ import hashlib
 import json
 import mmap
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,6 +37,14 @@ class IndexPart:
     dtype: str
     length: int
     blocks: Iterable[np.ndarray]
+
+
+class WrittenIndex(NamedTuple):
+    """What a manifest keeps of its index; crc32: by tensor."""
+
+    bytes: int
+    sha256: str
+    crc32: dict[str, int]
 
 
 class ShardIndex(Mapping[str, np.ndarray]):
@@ -90,9 +100,9 @@ class ShardIndex(Mapping[str, np.ndarray]):
         return [IndexPart(name, types[tensor.dtype], len(tensor), [tensor]) for name, tensor in self.items()]
 
 
-def write_index(path: Path, parts: list[IndexPart]) -> tuple[int, str]:
-    """Writes the file in full or not at all, block by block. Returns (bytes, sha256)."""
-    header, end = {}, 0
+def write_index(path: Path, parts: list[IndexPart]) -> WrittenIndex:
+    """Writes the file in full or not at all, block by block."""
+    header, end, crc32 = {}, 0, dict.fromkeys((part.name for part in parts), 0)
     for part in parts:
         first, end = end, end + part.length * _TYPES[part.dtype].itemsize
         header[part.name] = {"dtype": part.dtype, "shape": [part.length], "data_offsets": [first, end]}
@@ -111,13 +121,15 @@ def write_index(path: Path, parts: list[IndexPart]) -> tuple[int, str]:
         put(len(text).to_bytes(8, "little") + text)
         for part in parts:
             for block in part.blocks:
-                put(np.ascontiguousarray(block, dtype=_TYPES[part.dtype]).tobytes())
+                content = np.ascontiguousarray(block, dtype=_TYPES[part.dtype]).tobytes()
+                crc32[part.name] = zlib.crc32(content, crc32[part.name])
+                put(content)
         if size != 8 + len(text) + end:
             raise ValueError(f"{path.name}: blocks of {size} bytes for a header of {8 + len(text) + end}")
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-    return size, digest.hexdigest()
+    return WrittenIndex(size, digest.hexdigest(), crc32)
 
 
 def _broken(path: Path, reason: str) -> AuroraError:

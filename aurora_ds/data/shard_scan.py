@@ -43,7 +43,7 @@ class Problem:
 class ShardScan:
     """One shard to check, with its part of the index.
 
-    offsets: int64 (samples + 1,). checksums: uint32 (samples,). counts[kind]: int32 (samples,); kinds may be missing.
+    offsets: int64 (samples + 1,). checksums: uint32 (samples,). counts[kind]: int32 (samples,).
     """
 
     store: ShardStore
@@ -140,7 +140,7 @@ class _Scanner:
         for kind in self.totals:
             found = len(sample.record.get(kind, []))
             self.totals[kind] += found
-            if kind in self.scan.counts and found != self.scan.counts[kind][number]:
+            if found != self.scan.counts[kind][number]:
                 raise BadSample(
                     f"it has {found} {kind}, the index says {self.scan.counts[kind][number]}", "record"
                 )

@@ -71,7 +71,7 @@ def find_problems(manifest: Manifest, workers: int = 1) -> tuple[list[Problem], 
 
 
 def _annotation_counts(manifest: Manifest, problems: list[Problem]) -> dict[tuple[str, str], np.ndarray]:
-    """By split and kind, the index's counts; those that do not sum to the manifest's become a problem instead."""
+    """By split and kind, the index's counts; those that cannot be right are a problem, but say of which samples."""
     counts = {}
     for name, split in manifest.splits.items():
         for kind in split.kinds:
@@ -79,6 +79,7 @@ def _annotation_counts(manifest: Manifest, problems: list[Problem]) -> dict[tupl
                 counts[name, kind] = manifest.annotation_counts(name, kind)
             except AuroraError as error:
                 problems.append(Problem(INDEX_NAME, "index", str(error)))
+                counts[name, kind] = manifest.annotation_counts(name, kind, checked=False)
     return counts
 
 
@@ -88,11 +89,7 @@ def _scans(manifest: Manifest, counts: dict[tuple[str, str], np.ndarray]) -> Ite
         for number, entry in enumerate(split.shards):
             first, end = split.first_media[number : number + 2]
             # Copies: a task for another process is to carry its own part of the mapped index only.
-            own = {
-                kind: np.array(counts[name, kind][first:end])
-                for kind in split.kinds
-                if (name, kind) in counts
-            }
+            own = {kind: np.array(counts[name, kind][first:end]) for kind in split.kinds}
             offsets = np.array(manifest.offsets(name, number))
             yield ShardScan(manifest.store, entry, offsets, np.array(checksums[first:end]), own)
 

@@ -122,6 +122,15 @@ def test_a_count_that_was_changed_is_found_when_it_is_used(shards: Path, tmp_pat
         changed.pairs("train")
 
 
+def test_exchanged_counts_are_found_when_they_are_used(shards: Path, tmp_path: Path) -> None:
+    def change(tensors: dict[str, np.ndarray]) -> None:
+        tensors["train/counts/captions"][[0, 2]] = [3, 1]
+
+    changed = Manifest.load(change_index(shards, tmp_path, change))
+    with pytest.raises(AuroraError, match="counts of captions in train are not those that were written"):
+        changed.locate_pairs("train", np.arange(3))
+
+
 def test_an_offset_beyond_its_shard_is_found_when_it_is_used(shards: Path, tmp_path: Path) -> None:
     def change(tensors: dict[str, np.ndarray]) -> None:
         tensors["test/offsets"][1] = 10**12

@@ -50,7 +50,10 @@ def change_index(folder: Path, change: Callable[[dict], object]) -> None:
     """Writes the index with other numbers, signed."""
     tensors = load_file(folder / INDEX_NAME)
     change(tensors)
-    write_index(folder / INDEX_NAME, ShardIndex(tensors).parts())
+    written = write_index(folder / INDEX_NAME, ShardIndex(tensors).parts())
+    content = json.loads((folder / MANIFEST_NAME).read_text())
+    content["index"]["crc32"] = written.crc32
+    (folder / MANIFEST_NAME).write_text(json.dumps(content))
     sign_again(folder)
 
 
@@ -209,8 +212,9 @@ def test_counts_that_do_not_fit_are_found(copy: Path) -> None:
 
 def test_counts_that_do_not_sum_are_found(copy: Path) -> None:
     change_index(copy, lambda tensors: tensors["test/counts/captions"].__setitem__(0, 9))
-    (problem,) = problems_of(copy)
-    assert problem.file == INDEX_NAME and "test-000000.tar" in problem.message
+    index, sample = problems_of(copy)
+    assert index.file == INDEX_NAME and "test-000000.tar" in index.message
+    assert (sample.file, sample.number) == ("test-000000.tar", 0)
 
 
 def test_places_that_do_not_fit_are_found(copy: Path) -> None:

@@ -283,14 +283,14 @@ class _Conversion:
             for kind in split.kinds:
                 counts = _blocks(self.output, split.shards, "counts", kind)
                 parts.append(IndexPart(f"{name}/counts/{kind}", "I32", split.samples, counts))
-        size, sha256 = write_index(self.output / INDEX_NAME, parts)
+        written = write_index(self.output / INDEX_NAME, parts)
         manifest = Manifest(
             schema=SCHEMA,
             dataset=self.recipe.name,
             licence=self.recipe.licence,
             origin=origin,
             files=files,
-            index=IndexFile(bytes=size, sha256=sha256),
+            index=IndexFile(**written._asdict()),
             splits=splits,
         )
         manifest.save_json(self.output)
