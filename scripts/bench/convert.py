@@ -101,9 +101,11 @@ def make_questions(folder: Path, media: int) -> int:
     from PIL import Image
 
     (folder / "train2014").mkdir(parents=True)
-    Image.new("RGB", (64, 48), "teal").save(folder / "any.jpg")
     for number in range(media):
-        os.link(folder / "any.jpg", folder / f"train2014/COCO_train2014_{number:012d}.jpg")
+        if number % 50_000 == 0:  # a file system allows so many links to a file, ext4 for example 65,000
+            any_image = folder / f"any_{number}.jpg"
+            Image.new("RGB", (64, 48), "teal").save(any_image)
+        os.link(any_image, folder / f"train2014/COCO_train2014_{number:012d}.jpg")
     chance = random.Random(2)
     words = ["yes", "no", "2", "red", "a dog", "on the table", "tennis", "left", "nothing", "surfing"]
     questions = open(folder / "v2_OpenEnded_mscoco_train2014_questions.json", "w", encoding="utf-8")
