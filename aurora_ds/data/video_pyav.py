@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from aurora_ds.data.bad_sample import BadSample
+from aurora_ds.data.mp4_index import check_index
 from aurora_ds.errors import AuroraError
 
 # FFmpeg's name of a container -> extension in a shard.
@@ -252,6 +253,7 @@ def open_clip(
     }
     with ExitStack() as stack:
         file = io.BytesIO(content) if isinstance(content, bytes) else stack.enter_context(open(content, "rb"))
+        check_index(file, name)
         try:
             container = stack.enter_context(
                 av.open(file, "r", container_options=allowed, metadata_errors="ignore")

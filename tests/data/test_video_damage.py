@@ -14,6 +14,7 @@ import pytest
 from drawn_clips import make_clip
 
 from aurora_ds.data.bad_sample import BadSample
+from aurora_ds.data.mp4_index import check_index
 from aurora_ds.data.video import probe, read_frames, sample_frames
 from aurora_ds.data.video_pyav import open_clip
 
@@ -174,6 +175,36 @@ def test_playlists_are_refused_and_lead_nowhere(
     )
     assert reason_of(playlists(target)[form]) == "not_a_video"
     assert str(target) not in map(str, opened)
+
+
+@pytest.mark.parametrize("fragments", [False, True])
+def test_an_index_of_more_frames_than_bytes_is_not_built(fragments: bool) -> None:
+    options = {"movflags": "frag_keyframe+empty_moov"} if fragments else {}
+    content = bytearray(make_clip(count=10, container_options=options))
+    assert probe(bytes(content), "clip").frames == 10
+    if fragments:
+        struct.pack_into(">I", content, content.index(b"trun") + 8, 2**31)
+    else:
+        # Two thousand million samples of one byte each, without a list of them.
+        struct.pack_into(">II", content, content.index(b"stsz") + 8, 1, 2**31)
+        struct.pack_into(">I", content, content.index(b"stsc") + 16, 2**31)
+        struct.pack_into(">I", content, content.index(b"stts") + 12, 2**31)
+    with pytest.raises(BadSample, match="lists 2147483648 samples") as raised:
+        probe(bytes(content), "clip")
+    assert raised.value.reason == "decode"
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_damaged_index_is_looked_through_to_its_end(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    content = bytearray(make_clip(count=5))
+    start = content.index(b"moov")
+    for place in random.integers(start - 4, len(content), 4):
+        content[place] = random.integers(256)
+    try:
+        check_index(io.BytesIO(content), "clip")
+    except BadSample as error:
+        assert error.reason == "decode"
 
 
 def test_a_codec_outside_the_list_is_refused() -> None:
