@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import write_recipe, write_source
@@ -18,8 +19,8 @@ from aurora_ds.errors import AuroraError
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """Of a cluster of two nodes with one processor each, and none in the head."""
+def cluster() -> Iterator[Any]:
+    """Two nodes with one processor each, and none in the head."""
     pytest.importorskip("ray", reason="ray is an extra: pip install 'aurora_ds[ray]'")
     from ray.cluster_utils import Cluster
 
@@ -28,9 +29,15 @@ def address() -> Iterator[str]:
         for _ in range(2):
             cluster.add_node(num_cpus=1)
         cluster.wait_for_nodes()
-        yield cluster.address
+        yield cluster
     finally:
         cluster.shutdown()
+
+
+@pytest.fixture
+def address(cluster: Any) -> str:
+    """Where a driver reaches the cluster."""
+    return cluster.address
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -60,6 +67,22 @@ def test_both_machines_work_and_results_come_in_order(address: str) -> None:
         found = list(executor.run_in_order(where, range(12)))
     assert [number for number, _ in found] == list(range(12))
     assert len({node for _, node in found}) == 2
+
+
+@pytest.mark.slow
+def test_a_machine_that_is_lost_is_replaced(cluster: Any) -> None:
+    def work(number: int) -> int:
+        time.sleep(0.4)
+        return number * number
+
+    lost = cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    with open_executor("ray", 3, cluster.address) as executor:
+        results = executor.run_in_order(work, range(12))
+        found = [next(results)]
+        cluster.remove_node(lost, allow_graceful=False)
+        found += results
+    assert found == [number * number for number in range(12)]
 
 
 @pytest.mark.slow

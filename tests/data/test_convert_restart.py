@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import write_recipe, write_source
 
@@ -93,6 +94,31 @@ def test_a_killed_conversion_leaves_whole_shards_and_continues(tmp_path: Path, w
     )
     assert not list(output.glob(".*.partial"))
     verify_shards(output)
+
+
+@pytest.mark.slow
+def test_conversions_killed_at_any_moment_leave_whole_shards(tmp_path: Path) -> None:
+    source, recipe = write_source(tmp_path / "source", 60, 9), write_recipe(tmp_path / "small.yaml", 3)
+    expected, output = tmp_path / "expected", tmp_path / "out"
+    convert(recipe, source, expected)
+    plain = SLOW.replace("0.03", "0.01")
+    random = np.random.default_rng(0)
+    for _ in range(25):
+        process = start(source, recipe, output, 2, plain)
+        try:
+            process.wait(random.uniform(0.3, 1.2))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        wait_for(lambda pid=process.pid: not _group_members(pid))
+        assert all(content == (expected / name).read_bytes() for name, content in whole(output).items())
+        if (output / MANIFEST_NAME).exists():
+            assert len(whole(output)) == len(whole(expected))
+    convert(recipe, source, output, workers=2)
+    assert whole(output) == whole(expected)
+    for name in (MANIFEST_NAME, "index.safetensors"):
+        assert (output / name).read_bytes() == (expected / name).read_bytes()
+    assert not list(output.rglob("*.partial"))
 
 
 def test_a_conversion_killed_while_it_reads_annotations(tmp_path: Path) -> None:
