@@ -200,6 +200,22 @@ def test_a_wrong_source_folder_of_a_large_dataset_is_told_at_once(
     assert not list((tmp_path / "out").glob("*.tar"))
 
 
+def test_expected_counts_of_the_files_that_are_there_come_first(convert_entries: Converted) -> None:
+    ways = [
+        {
+            "format": "listed",
+            "files": {"all": "annotations.json"},
+            "expected": {"train": {"pairs": 2}, "val": {"samples": 3}},
+        }
+    ]
+    recipe = {"annotations": ways, "expected": {"train": {"samples": 9, "pairs": 9}}}
+    entries = [Entry("train", "0.jpg", "captions", word) for word in ("a", "b")] + [Entry("val", "1.jpg")]
+    expected = ["val has 1 media and 0 pairs, expected 3 and 0"]
+    assert convert_entries(entries, recipe)["mismatches"] == expected
+    with pytest.raises(AuroraError, match=f"is not what its recipe expects: {expected[0]}"):
+        convert_entries(entries, recipe, strict=True)
+
+
 # files beside the shards
 
 

@@ -280,6 +280,17 @@ def test_an_output_that_is_a_file(source: Path, tmp_path: Path) -> None:
         convert("folder", source, tmp_path / "out")
 
 
+def test_an_index_that_cannot_be_written_is_told_and_the_next_run_continues(
+    source: Path, small_recipe: Path, tmp_path: Path
+) -> None:
+    in_the_way = tmp_path / "out/index.safetensors"
+    in_the_way.mkdir(parents=True)
+    with pytest.raises(AuroraError, match="index.safetensors.*: Is a directory.*the same command continues"):
+        convert(small_recipe, source, tmp_path / "out")
+    in_the_way.rmdir()
+    assert convert(small_recipe, source, tmp_path / "out")["rejects"] == 0
+
+
 def test_a_full_disk_is_told_and_loses_nothing(source: Path, small_recipe: Path, tmp_path: Path) -> None:
     first = tmp_path / "out/train-000000.tar"
     convert(small_recipe, source, tmp_path / "whole")

@@ -103,9 +103,19 @@ def convert(
     with open_executor(executor, workers, ray_address) as runner, folder_lock(output):
         remove_partial_files(output)
         run = _Conversion(described, annotations, settings, source, output, limit, strict)
-        results = run.run(max_rejects, runner)
-        results |= {"workers": workers, "executor": executor, "seconds": round(time.monotonic() - started, 2)}
-        write_whole(output / "results.json", (json.dumps(results, indent=1) + "\n").encode())
+        try:
+            results = run.run(max_rejects, runner)
+            results |= {
+                "workers": workers,
+                "executor": executor,
+                "seconds": round(time.monotonic() - started, 2),
+            }
+            write_whole(output / "results.json", (json.dumps(results, indent=1) + "\n").encode())
+        except OSError as error:
+            raise AuroraError(
+                f"{error.filename or output}: {error.strerror or error}. What is written to {output} so far is whole: "
+                "make room or correct this, and the same command continues."
+            ) from error
     return results
 
 

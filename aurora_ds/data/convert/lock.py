@@ -18,8 +18,13 @@ PATIENCE = 3.0  # seconds
 
 @contextmanager
 def folder_lock(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
-    """Holds `folder`/.lock. Raises AuroraError when another process has it."""
-    handle = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    """Holds `folder`/.lock. Raises AuroraError when another process has it, or the folder may not be written to."""
+    try:
+        handle = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise AuroraError(
+            f"{folder} cannot be written to: {error.strerror}. Choose another --output."
+        ) from error
     try:
         deadline = time.monotonic() + patience
         while not _try_lock(handle):
