@@ -7,6 +7,7 @@ size), aspect not kept. Then /255, minus mean, over deviation.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -23,9 +24,13 @@ RANDAUGMENT_OPERATIONS = 2
 RANDAUGMENT_LEVEL = 5
 
 
-def test_transform(image: Image.Image, size: int) -> Tensor:
-    """RGB image -> float32 (3, size, size), normalised. Bicubic, aspect not kept."""
-    return to_tensor(np.asarray(image.resize((size, size), Image.Resampling.BICUBIC)))
+def test_transform(image: Image.Image, size: int, out: Tensor | None = None) -> Tensor:
+    """RGB image -> float32 (3, size, size), normalised, written into `out` if given. Bicubic, aspect not kept."""
+    resized = image.resize((size, size), Image.Resampling.BICUBIC)
+    out = torch.empty(3, size, size) if out is None else out
+    # Pillow separates the bands faster than NumPy turns pixels into planes.
+    _normalise(out.numpy(), [np.asarray(band) for band in resized.split()])
+    return out
 
 
 test_transform.__test__ = False  # its name is the published one; it is no test
@@ -38,8 +43,9 @@ def train_transform(
     crop_scale: tuple[float, float] = (0.5, 1.0),
     horizontal_flip: bool = True,
     randaugment: bool = True,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """RGB image -> float32 (3, size, size), augmented with draws from `random` only, normalised."""
+    """RGB image -> float32 (3, size, size), augmented with draws from `random` only, normalised; `out` as above."""
     left, top, width, height = random_crop(image.width, image.height, crop_scale, random)
     # Crop, then resize: with resize(box=…) Pillow's filter would also see pixels outside the crop.
     image = image.crop((left, top, left + width, top + height)).resize((size, size), Image.Resampling.BICUBIC)
@@ -48,7 +54,7 @@ def train_transform(
     pixels = np.asarray(image)
     if randaugment:
         pixels = rand_augment(pixels, RANDAUGMENT_OPERATIONS, RANDAUGMENT_LEVEL, random)
-    return to_tensor(pixels)
+    return to_tensor(pixels, out)
 
 
 def random_crop(
@@ -71,13 +77,20 @@ def random_crop(
     return (width - crop_width) // 2, (height - crop_height) // 2, crop_width, crop_height
 
 
-def to_tensor(pixels: np.ndarray) -> Tensor:
-    """uint8 (H, W, 3) -> float32 (3, H, W): /255, minus mean, over deviation."""
-    planes = np.ascontiguousarray(pixels.transpose(2, 0, 1)).astype(np.float32)
-    planes /= np.float32(255)
-    planes -= np.asarray(MEAN, dtype=np.float32)[:, None, None]
-    planes /= np.asarray(DEVIATION, dtype=np.float32)[:, None, None]
-    return torch.from_numpy(planes)
+def to_tensor(pixels: np.ndarray, out: Tensor | None = None) -> Tensor:
+    """uint8 (H, W, 3) -> float32 (3, H, W): /255, minus mean, over deviation. Written into `out` if given."""
+    out = torch.empty(3, *pixels.shape[:2]) if out is None else out
+    _normalise(out.numpy(), pixels.transpose(2, 0, 1))
+    return out
+
+
+def _normalise(planes: np.ndarray, bands: Sequence[np.ndarray]) -> None:
+    """Plane by plane, which stays in the processor's cache."""
+    for plane, band, mean, deviation in zip(planes, bands, MEAN, DEVIATION, strict=True):
+        np.copyto(plane, band)
+        plane /= np.float32(255)
+        plane -= np.float32(mean)
+        plane /= np.float32(deviation)
 
 
 def to_pixels(image: Tensor) -> np.ndarray:

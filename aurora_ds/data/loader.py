@@ -15,17 +15,18 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 
 from aurora_ds.config import RunConfig
+from aurora_ds.data.batch_memory import BatchMemory, FilledSlot, Filling, keep_freed_memory
 from aurora_ds.data.manifest import Manifest
-from aurora_ds.data.media import MediaReader, annotation
+from aurora_ds.data.media import MediaReader, Medium, annotation
 from aurora_ds.data.mixture import Row, open_manifest, open_mixture
 from aurora_ds.data.plan import TrainPlan, evaluation_share
 from aurora_ds.data.reader import ShardReader
 from aurora_ds.data.text import pre_caption
 from aurora_ds.data.unreadable import Limit, TooManyUnreadable, read_or_replace
-from aurora_ds.data.waiting import ShardBoard, Watch
+from aurora_ds.data.waiting import ReadingBoard, Watch
 from aurora_ds.errors import AuroraError
 
 
@@ -50,7 +51,7 @@ class BatchLoader:
     long waits, and stops when too much is unreadable."""
 
     def __init__(
-        self, batches: DataLoader, board: ShardBoard, slow_seconds: float, limit: Limit | None = None
+        self, batches: DataLoader, board: ReadingBoard, slow_seconds: float, limit: Limit | None = None
     ):
         self.batches, self.board, self.slow_seconds, self.limit = batches, board, slow_seconds, limit
 
@@ -75,6 +76,8 @@ class BatchLoader:
                         )
                     if self.limit is not None:
                         self.limit.add(batch["bad"])
+                    if isinstance(batch["image"], FilledSlot):
+                        batch["image"] = batch["image"].tensor()
                     yield batch
         finally:
             # Its workers end with its last reference; left to a traceback or to garbage collection, that takes seconds.
@@ -98,6 +101,8 @@ class _Batches(Dataset):
     """Item n is `batch(n)`, or the failure to make it: the mapping that DataLoader's workers share."""
 
     batch: Callable[[int], dict[str, Any]]
+    media: MediaReader
+    memory: BatchMemory | None = None
 
     def __getitem__(self, number: int) -> dict[str, Any] | _Failure:
         try:
@@ -117,12 +122,11 @@ class _TrainBatches(_Batches):
         plan: TrainPlan,
         texts: Callable[[list[Any]], dict[str, Tensor]],
         epoch: int,
-        board: ShardBoard,
     ):
         self.config, self.plan, self.texts, self.epoch = config, plan, texts, epoch
         data, sources = config.data, plan.mixture.sources
         splits = [(source.manifest, source.split) for source in sources]
-        self.media = MediaReader(config, splits, data.video.train_sampling, data.decoded_mb, board.note)
+        self.media = MediaReader(config, splits, data.video.train_sampling, data.decoded_mb)
         # What comes once in an epoch need not be kept for later.
         self._several = [source.expand == "pairs" and source.pairs > source.media for source in sources]
 
@@ -131,19 +135,18 @@ class _TrainBatches(_Batches):
 
     def batch(self, number: int) -> dict[str, Any]:
         rows = self.plan.batch(self.epoch, *divmod(number, self.plan.accumulation)).each()
-        picture: Tensor | None = None
+        filling = Filling(self.config, len(rows), self.memory)
         read, bad = [], []
-        for place, row in enumerate(rows):
-            (row, key, pixels, text), unreadable = read_or_replace(
-                row, self.epoch, self.plan, self.media, self.config.data.bad_samples == "skip", self._read
+        for planned in rows:
+            (row, medium, text), unreadable = read_or_replace(
+                planned, self.epoch, self.plan, self.media, self.config.data.bad_samples == "skip", self._read
             )
-            picture = _rows_of(len(rows), pixels) if picture is None else picture
-            _put(picture, place, pixels, key)
-            read.append((row, key, text))
+            filling.add(medium, self._random(row))
+            read.append((row, self.plan.mixture.key(row.source, medium.key), text))
             bad += unreadable
         mixture = self.plan.mixture
         return {
-            "image": picture,  # (batch, 3, size, size), or (batch, frames, 3, size, size)
+            "image": filling.filled,  # (batch, 3, size, size), or (batch, frames, 3, size, size)
             **self.texts([text for _, _, text in read]),
             "media_index": torch.tensor(
                 [mixture.first_medium[row.source] + row.medium for row, _, _ in read]
@@ -154,16 +157,16 @@ class _TrainBatches(_Batches):
             "bad": bad,
         }
 
-    def _read(self, row: Row) -> tuple[Row, str, Tensor, Any]:
-        source = self.plan.mixture.sources[row.source]
+    def _read(self, row: Row) -> tuple[Row, Medium, Any]:
         medium = self.media.read(row.source, row.medium, row.turn, self._several[row.source])
-        text = annotation(medium.record, source.kind, row.annotation, medium.key)
-        random = None
-        if self.config.data.augment == "train":
-            key = np.random.SeedSequence([self.config.seed % 2**64, row.source, row.turn, row.pair])
-            random = np.random.Generator(np.random.Philox(key))
-        pixels = medium.transformed(self.config, random)
-        return row, self.plan.mixture.key(row.source, medium.key), pixels, text
+        kind = self.plan.mixture.sources[row.source].kind
+        return row, medium, annotation(medium.record, kind, row.annotation, medium.key)
+
+    def _random(self, row: Row) -> np.random.Generator | None:
+        if self.config.data.augment == "none":
+            return None
+        key = np.random.SeedSequence([self.config.seed % 2**64, row.source, row.turn, row.pair])
+        return np.random.Generator(np.random.Philox(key))
 
 
 class _EvaluationBatches(_Batches):
@@ -176,45 +179,21 @@ class _EvaluationBatches(_Batches):
         split: str,
         media: list[int],
         batch_size: int,
-        board: ShardBoard,
     ):
-        self.config, self.media, self.batch_size = config, media, batch_size
-        sampling = config.data.video.eval_sampling
-        self.reader = MediaReader(config, [(manifest, split)], sampling, note=board.note)
+        self.config, self.numbers, self.batch_size = config, media, batch_size
+        self.media = MediaReader(config, [(manifest, split)], config.data.video.eval_sampling)
 
     def __len__(self) -> int:
-        return -(-len(self.media) // self.batch_size)
+        return -(-len(self.numbers) // self.batch_size)
 
     def batch(self, number: int) -> dict[str, Any]:
-        media = self.media[number * self.batch_size : (number + 1) * self.batch_size]
-        picture: Tensor | None = None
-        keys = []
-        for place, number in enumerate(media):
-            medium = self.reader.read(0, number)
-            pixels = medium.transformed(self.config, None)
-            picture = _rows_of(len(media), pixels) if picture is None else picture
-            _put(picture, place, pixels, medium.key)
+        media = self.numbers[number * self.batch_size : (number + 1) * self.batch_size]
+        filling, keys = Filling(self.config, len(media), self.memory), []
+        for number in media:
+            medium = self.media.read(0, number)
+            filling.add(medium, None)
             keys.append(medium.key)
-        return {"image": picture, "media_index": torch.tensor(media), "keys": keys}
-
-
-def _rows_of(count: int, row: Tensor) -> Tensor:
-    """An empty tensor for `count` rows like this one; in a worker process, in memory that it shares."""
-    shape = (count, *row.shape)
-    if get_worker_info() is None:
-        return row.new_empty(shape)
-    # Written once, where the main process reads it: a batch that is stacked first is copied there in addition.
-    numbers = count * row.numel()
-    return torch.empty(0).set_(torch.UntypedStorage._new_shared(4 * numbers, device="cpu"), 0, shape)
-
-
-def _put(batch: Tensor, place: int, row: Tensor, key: str) -> None:
-    if batch.shape[1:] != row.shape:
-        raise AuroraError(
-            f"Sample {key} is of shape {tuple(row.shape)}, others of its batch are {tuple(batch.shape[1:])}: images "
-            "and clips, or sets of different numbers of images, cannot be in one run. Use shards of one kind of media."
-        )
-    batch[place] = row
+        return {"image": filling.filled, "media_index": torch.tensor(media), "keys": keys}
 
 
 def train_plan(config: RunConfig, world_size: int, rank: int, kind: str = "captions") -> TrainPlan:
@@ -274,11 +253,11 @@ def annotated_loader(
             f"Step {start_step} is not in an epoch of {plan.steps_per_epoch} steps: the checkpoint belongs to "
             "other data or another batch size."
         )
-    board = ShardBoard(config.data.workers)
-    batches = _TrainBatches(config, plan, texts, epoch, board)
+    batches = _TrainBatches(config, plan, texts, epoch)
     numbers = range(start_step * plan.accumulation, len(batches))
     limit = Limit(config.data.max_bad_share, plan.steps_per_epoch * plan.global_batch_size)
-    return _loader(config, batches, numbers, board, limit)
+    rows = plan.global_batch_size // plan.world_size // plan.accumulation
+    return _loader(config, batches, numbers, rows, limit)
 
 
 def eval_image_loader(
@@ -295,11 +274,11 @@ def eval_image_loader(
     media_index int64 (B,), keys; the last may be short, and a rank may have none. An unreadable medium is an error here
     whatever data.bad_samples says: a recall over another gallery would not be comparable.
     """
-    manifest, board = open_manifest(config), ShardBoard(config.data.workers)
+    manifest = open_manifest(config)
     listed = range(manifest.media(split)) if indices is None else [int(index) for index in indices]
     media = [listed[position] for position in evaluation_share(len(listed), world_size, rank)]
-    batches = _EvaluationBatches(config, manifest, split, media, batch_size, board)
-    return _loader(config, batches, range(len(batches)), board)
+    batches = _EvaluationBatches(config, manifest, split, media, batch_size)
+    return _loader(config, batches, range(len(batches)), batch_size)
 
 
 def eval_texts(
@@ -322,7 +301,7 @@ def eval_texts(
             owners.append(medium)
     reader.close()
     if not captions:
-        raise AuroraError(f"Split {split!r} in {manifest.folder} has no captions to evaluate on.")
+        raise AuroraError(f"Split {split!r} in {manifest.store.place} has no captions to evaluate on.")
     rows: list[Tensor] = []
     for first in range(0, len(captions), 1024):
         input_ids, mask = tokenizer.encode(captions[first : first + 1024], retrieval.max_tokens)
@@ -345,10 +324,19 @@ def pad_texts(input_ids: Sequence[Tensor], pad_id: int) -> tuple[Tensor, Tensor]
 
 
 def _loader(
-    config: RunConfig, batches: Dataset, numbers: range, board: ShardBoard, limit: Limit | None = None
+    config: RunConfig, batches: _Batches, numbers: range, rows: int, limit: Limit | None = None
 ) -> BatchLoader:
+    """A loader of the items `numbers`, of at most `rows` media each."""
     # A single batch is made faster here than in a process that must be started for it.
     workers = min(config.data.workers, len(numbers)) if len(numbers) > 1 else 0
+    board = ReadingBoard(workers, batches.media.shard)
+    batches.media.note = board.note
+    if workers:
+        # as many as are under way, and two for the run that reads them
+        slots = min(workers * config.data.prefetch + 2, 255)
+        batches.memory = _batch_memory(
+            slots, rows * config.data.video.frames * 3 * config.backbone.vision.image_size**2
+        )
     loader = DataLoader(
         batches,
         batch_size=None,
@@ -363,6 +351,14 @@ def _loader(
     return BatchLoader(loader, board, config.data.slow_seconds, limit)
 
 
+def _batch_memory(slots: int, floats: int) -> BatchMemory | None:
+    try:
+        return BatchMemory(slots, floats)
+    except OSError:  # every batch then takes memory of its own
+        return None
+
+
 def _prepare_worker(worker: int) -> None:
     # The tokenizers library warns once per fork unless told that its threads are not wanted here.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    keep_freed_memory()

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -43,27 +42,35 @@ class Medium:
         images = self.pixels if isinstance(self.pixels, list) else [self.pixels]
         return sum(3 * image.width * image.height for image in images)
 
-    def transformed(self, config: RunConfig, random: np.random.Generator | None) -> Tensor:
-        """float32 (3, S, S), (images, 3, S, S) or (T, 3, S, S). `random`: augmented with draws from it; None: not."""
+    def shape(self, size: int) -> tuple[int, ...]:
+        """Of the tensor that it becomes: (3, S, S), (images, 3, S, S) or (T, 3, S, S)."""
+        if isinstance(self.pixels, Image.Image):
+            return (3, size, size)
+        return (len(self.pixels), 3, size, size)
+
+    def write(self, out: Tensor, config: RunConfig, random: np.random.Generator | None) -> None:
+        """Transforms it into `out`, float32 of `shape`. `random`: augmented with draws from it; None: not."""
         size, data = config.backbone.vision.image_size, config.data
-        if random is None:
-            if isinstance(self.pixels, np.ndarray):
-                return clip_transform(self.pixels, size)
-            if isinstance(self.pixels, list):
-                return torch.stack([test_transform(image, size) for image in self.pixels])
-            return test_transform(self.pixels, size)
-        options = (size, random, data.crop_scale, data.horizontal_flip, data.randaugment)
+        options = (data.crop_scale, data.horizontal_flip, data.randaugment)
         if isinstance(self.pixels, np.ndarray):
-            return train_clip_transform(self.pixels, *options)
-        if isinstance(self.pixels, list):
-            return torch.stack([train_transform(image, *options) for image in self.pixels])
-        return train_transform(self.pixels, *options)
+            if random is None:
+                out.copy_(clip_transform(self.pixels, size))
+            else:
+                out.copy_(train_clip_transform(self.pixels, size, random, *options))
+            return
+        images = self.pixels if isinstance(self.pixels, list) else [self.pixels]
+        for image, place in zip(images, out.view(-1, 3, size, size), strict=True):
+            if random is None:
+                test_transform(image, size, place)
+            else:
+                train_transform(image, size, random, *options, place)
 
 
 class MediaReader:
     """Reads media of several splits by (number of the split, number of the medium).
 
-    `sampling`: how frames of clips are chosen. `note` is told the shard that is being read, then "" when it was.
+    `sampling`: how frames of clips are chosen. `note` is told (source, medium) before a medium is read from its shard,
+    and (-1, -1) after it was.
     """
 
     def __init__(
@@ -72,9 +79,9 @@ class MediaReader:
         splits: Sequence[tuple[Manifest, str]],
         sampling: Strategy,
         buffer_mb: int = 0,
-        note: Callable[[str], None] = lambda shard: None,
+        note: Callable[[int, int], None] = lambda source, medium: None,
     ):
-        self._config, self._splits, self._sampling, self._note = config, splits, sampling, note
+        self._config, self._splits, self._sampling, self.note = config, splits, sampling, note
         readers = {id(manifest): ShardReader(manifest) for manifest, _ in splits}
         self._readers = [readers[id(manifest)] for manifest, _ in splits]
         self._kept: OrderedDict[tuple[int, int, int], Medium] = OrderedDict()
@@ -87,10 +94,9 @@ class MediaReader:
         if place in self._kept:
             self._kept.move_to_end(place)
             return self._kept[place]
-        manifest, split = self._splits[source]
-        self._note(manifest.address(split, medium).shard)
-        sample = self._readers[source].read(split, medium)
-        self._note("")
+        self.note(source, medium)
+        sample = self._readers[source].read(self._splits[source][1], medium)
+        self.note(-1, -1)
         found = Medium(sample.key, sample.record, self._decode(sample, place))
         if keep and found.bytes <= self._room:
             self._kept[place] = found

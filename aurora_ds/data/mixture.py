@@ -74,8 +74,8 @@ class Source:
         self.pairs = int(self._first_pairs[-1])
         if not self.pairs:
             raise AuroraError(
-                f"Split {split!r} in {manifest.folder} has no {kind} to train on. `aurora-ds shards inspect "
-                f"{manifest.folder}` shows what it has."
+                f"Split {split!r} in {manifest.store.place} has no {kind} to train on. `aurora-ds shards inspect "
+                f"{manifest.store.place}` shows what it has."
             )
         self.bounds = (
             self._first_pairs
@@ -129,7 +129,7 @@ class Mixture:
         self.unit_name = "media" if self.sources[0].expand == "media" else f"pairs ({self.sources[0].kind})"
         self.first_medium = np.cumsum([0, *(source.media for source in sources)])
         self.first_pair = np.cumsum([0, *(source.pairs for source in sources)])
-        places = [f"{source.manifest.folder.name}/{source.split}" for source in sources]
+        places = [f"{Path(source.manifest.store.place).name}/{source.split}" for source in sources]
         seen = Counter(places)
         self.names = [
             f"{place}#{number}" if seen[place] > 1 else place for number, place in enumerate(places, 1)
@@ -139,7 +139,7 @@ class Mixture:
     def described(self) -> str:
         """How messages call it."""
         if len(self.sources) == 1:
-            return f"Split {self.sources[0].split!r} in {self.sources[0].manifest.folder}"
+            return f"Split {self.sources[0].split!r} in {self.sources[0].manifest.store.place}"
         return f"The mixture of {', '.join(self.names)}"
 
     def key(self, source: int, key: str) -> str:

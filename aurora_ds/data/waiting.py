@@ -4,39 +4,42 @@ from __future__ import annotations
 
 import logging
 import mmap
+import struct
 import threading
 import time
 from collections.abc import Callable
 
 from torch.utils.data import get_worker_info
 
-_LINE = 256  # bytes of a worker's note
 _LOG = logging.getLogger("aurora_ds.data")
+_LINE = struct.Struct("qq")
+_NOTHING = _LINE.pack(-1, -1)
 
 
-class ShardBoard:
-    """The shard that each worker process reads right now, in memory that the processes share. Made before they fork."""
+class ReadingBoard:
+    """Which medium each worker process reads right now, in memory that the processes share. Made before they fork."""
 
-    def __init__(self, workers: int):
-        self._lines = max(1, workers)
-        self._memory = mmap.mmap(-1, self._lines * _LINE)
+    def __init__(self, workers: int, describe: Callable[[int, int], str]):
+        """describe(source, medium): the shard that holds it."""
+        self._lines, self._describe = max(1, workers), describe
+        self._memory = mmap.mmap(-1, self._lines * _LINE.size)
+        self._memory[:] = _NOTHING * self._lines
 
-    def note(self, shard: str) -> None:
-        """This process reads `shard` now; "": none."""
+    def note(self, source: int, medium: int) -> None:
+        """This process reads that medium now; -1, -1: none."""
         info = get_worker_info()
-        first = 0 if info is None else info.id * _LINE
-        self._memory[first : first + _LINE] = shard.encode()[: _LINE - 1].ljust(_LINE, b"\0")
+        _LINE.pack_into(self._memory, 0 if info is None else info.id * _LINE.size, source, medium)
 
     def shards(self) -> list[str]:
-        """What all of them read, without repetition."""
-        lines = (bytes(self._memory[n * _LINE : (n + 1) * _LINE]).rstrip(b"\0") for n in range(self._lines))
-        return list(dict.fromkeys(line.decode(errors="replace") for line in lines if line))
+        """What all of them read from, without repetition."""
+        reading = [place for place in _LINE.iter_unpack(self._memory[:]) if place != (-1, -1)]
+        return list(dict.fromkeys(self._describe(*place) for place in reading))
 
 
 class Watch:
     """Inside the block, each wait between `begin` and `end` that takes `seconds` or more is told, again and again."""
 
-    def __init__(self, board: ShardBoard, seconds: float, say: Callable[[str], None] = _LOG.warning):
+    def __init__(self, board: ReadingBoard, seconds: float, say: Callable[[str], None] = _LOG.warning):
         self._board, self._seconds, self._say = board, seconds, say
         self._since: float | None = None
         self._told = 0
