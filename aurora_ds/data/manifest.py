@@ -216,7 +216,7 @@ class Manifest(BaseModel):
         """The split of that name. Raises AuroraError naming those that exist."""
         if name not in self.splits:
             raise AuroraError(
-                f"The shards in {self.folder} have no split {name!r}; they have "
+                f"The shards in {self.store.place} have no split {name!r}; they have "
                 f"{', '.join(self.splits) or 'none'}. Set data.train_split or data.eval_split to one of these."
             )
         return self.splits[name]

@@ -22,7 +22,7 @@ from aurora_ds.errors import AuroraError
 
 
 class FileCache:
-    """At most `most_bytes` of files in `folder`; the least recently opened go first."""
+    """At most `most_bytes` of files in `folder`, or as many as are made at once; the least recently opened go first."""
 
     def __init__(self, folder: Path, most_bytes: int):
         self.folder, self.most_bytes = folder, most_bytes
@@ -59,7 +59,8 @@ class FileCache:
                     file.flush()
                     # Without this, a power cut could leave a file of the right name and size without its bytes.
                     os.fdatasync(file.fileno())
-                os.rename(partial, path)
+                with locked(self.folder / ".lock"):  # whoever counts sees it under one of its names
+                    os.rename(partial, path)
                 note.unlink(missing_ok=True)
             except TransferFailed as error:
                 content = {"time": time.time(), "message": str(error), "reason": error.reason}
@@ -88,9 +89,9 @@ class FileCache:
         total = 0
         for entry in os.scandir(self.folder):
             path = Path(entry.path)
-            if path.suffix in (".partial", ".lock") and not _in_use(path.with_suffix(".lock")):
-                _remove(path)
-            elif path.suffix in (".partial", ".tar"):
+            if path.suffix in (".partial", ".lock"):
+                _remove_left_behind(path)
+            if path.suffix in (".partial", ".tar"):
                 total += _size(path)
         return total
 
@@ -155,6 +156,16 @@ def _in_use(path: Path) -> bool:
     except FileNotFoundError:
         return False
     return False
+
+
+def _remove_left_behind(path: Path) -> None:
+    """Removes NAME.partial and NAME.lock, if no process holds that lock; while it is held here, none can begin."""
+    lock = path.with_suffix(".lock")
+    with suppress(BlockingIOError), open(lock, "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is_at(file.fileno(), lock):
+            path.with_suffix(".partial").unlink(missing_ok=True)
+            lock.unlink(missing_ok=True)
 
 
 def _is_at(handle: int, path: Path) -> bool:

@@ -21,7 +21,7 @@ from aurora_ds.errors import AuroraError
 DEFAULT_CACHE_GB = 100.0
 # Seconds for which a shard that could not be had is not asked for again by the same process.
 REMEMBERED = 60.0
-_PLAIN_NAME = re.compile(r"^[A-Za-z0-9_+-][A-Za-z0-9_.+-]*$")
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]*")
 
 
 class CachedStore:
@@ -115,7 +115,7 @@ def _fetch_manifest(source: RemoteFolder, folder: Path) -> Manifest:
         target.mkdir(parents=True, exist_ok=True)
         with locked(target / ".lock"):
             for name, (sha256, size) in wanted.items():
-                if not _PLAIN_NAME.match(name):
+                if not _PLAIN_NAME.fullmatch(name):
                     raise AuroraError(
                         f"{source.location}/{MANIFEST_NAME} lists {name!r}, which is no file name."
                     )
