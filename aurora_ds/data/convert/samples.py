@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from os.path import basename, splitext
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -24,6 +25,7 @@ BLOCK = 1 << 20  # bytes of a video read at a time
 REENCODED_SECONDS = 0.5
 
 
+_NO_KEY = re.compile(r"[^A-Za-z0-9_-]+")
 _encode = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode
 
 
@@ -58,7 +60,7 @@ def members(medium: SpooledMedium, split: str, settings: MediaSettings) -> Itera
     names = [medium.names] if isinstance(medium.names, str) else list(medium.names)
     paths = [find(name, settings) for name in names]
     # No dot in a key: WebDataset ends it at the first one.
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(names[0]).stem)[-48:].strip("_")
+    stem = _NO_KEY.sub("_", splitext(basename(names[0]))[0])[-48:].strip("_")
     key = f"{split}-{medium.number:07d}-{stem}"
     if settings.media == "video":
         fields, media = _video(paths[0], key, names[0], settings)
