@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 from aurora_ds.data.sampling import CLIP_SECONDS, Strategy, choose
-from aurora_ds.data.video_pyav import MAX_PIXELS, Clip, VideoInfo, open_clip
+from aurora_ds.data.video_container import MAX_PIXELS
+from aurora_ds.data.video_pyav import Clip, VideoInfo, open_clip
 from aurora_ds.data.video_storage import frames_as_jpeg as frames_as_jpeg
 from aurora_ds.data.video_storage import reencode as reencode
 

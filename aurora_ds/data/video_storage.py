@@ -12,7 +12,8 @@ from pathlib import Path
 from PIL import Image
 
 from aurora_ds.data.sampling import choose
-from aurora_ds.data.video_pyav import MAX_PIXELS, open_clip
+from aurora_ds.data.video_container import MAX_PIXELS
+from aurora_ds.data.video_pyav import open_clip
 from aurora_ds.errors import AuroraError
 
 JPEG_QUALITY = 90
