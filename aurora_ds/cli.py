@@ -163,8 +163,9 @@ def _add_shards(commands) -> None:
     )
     inspect.add_argument("folder", metavar="DIR|URL", help="folder with manifest.json, or the URL of one")
     inspect.add_argument(
-        "--contact-sheet", metavar="FILE.png", type=Path, help="write a picture of samples with captions"
+        "--contact-sheet", metavar="FILE.png", type=Path, help="write a picture of samples and annotations"
     )
+    inspect.add_argument("--json", metavar="FILE", type=Path, help="write all figures there, as JSON")
 
     verify = _command(
         shards,
@@ -231,10 +232,10 @@ def _print_splits(title: str, splits: dict[str, dict]) -> None:
 def _inspect(chosen: argparse.Namespace, argv: list[str]) -> object:
     from rich.console import Console
 
-    from aurora_ds.data.inspect import inspect_shards, summary_table
+    from aurora_ds.data.inspect import inspect_shards, summary_tables
 
-    summary = inspect_shards(chosen.folder, chosen.contact_sheet)
-    Console().print(summary_table(summary))
+    summary = inspect_shards(chosen.folder, chosen.contact_sheet, chosen.json)
+    Console().print(*summary_tables(summary))
     if chosen.contact_sheet is not None:
         print(f"contact sheet: {chosen.contact_sheet}")
     return 0

@@ -101,6 +101,16 @@ class ShardReader:
         self._check_counts(split, medium, record, address)
         return name.partition(".")[0], record
 
+    def extensions(self, split: str, medium: int) -> list[str]:
+        """The media types of a sample, by the names of its members; no medium is read. Raises BadSample."""
+        address = self.manifest.address(split, medium)
+        found, place = [], address.start
+        while place < address.end:
+            name, size = _member(self._bytes(address._replace(start=place), BLOCK), 0, address)
+            found.append(name.rpartition(".")[2])
+            place += _after(0, size)
+        return found[1:]
+
     def _check_counts(self, split: str, medium: int, record: dict[str, Any], address: SampleAddress) -> None:
         """An index with other counts would number the pairs in another way than the run before."""
         for kind in self.manifest.kinds(split):
