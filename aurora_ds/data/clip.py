@@ -16,7 +16,7 @@ from torch import Tensor
 
 from aurora_ds.data.bad_sample import BadSample
 from aurora_ds.data.decode import open_image
-from aurora_ds.data.image import test_transform, train_transform
+from aurora_ds.data.image import test_transform, to_tensor, train_transform
 from aurora_ds.data.reader import Sample
 from aurora_ds.data.sampling import CLIP_SECONDS, Strategy, choose
 from aurora_ds.data.video import Decoder, sample_frames
@@ -72,9 +72,18 @@ def sample_clip(
     return np.stack(frames), stamps[numbers]
 
 
-def clip_transform(frames: np.ndarray, size: int) -> Tensor:
-    """uint8 (T, H, W, 3) -> float32 (T, 3, size, size), normalised. Bicubic unless resized; aspect not kept."""
-    return torch.stack([test_transform(Image.fromarray(frame), size) for frame in frames])
+def clip_transform(frames: np.ndarray, size: int, out: Tensor | None = None) -> Tensor:
+    """uint8 (T, H, W, 3) -> float32 (T, 3, size, size), normalised, written into `out` if given.
+
+    Bicubic, aspect not kept, unless the frames have that size already.
+    """
+    out = torch.empty(len(frames), 3, size, size) if out is None else out
+    for frame, place in zip(frames, out, strict=True):
+        if frame.shape[:2] == (size, size):
+            to_tensor(frame, place)
+        else:
+            test_transform(Image.fromarray(frame), size, place)
+    return out
 
 
 def train_clip_transform(
@@ -84,18 +93,21 @@ def train_clip_transform(
     crop_scale: tuple[float, float] = (0.5, 1.0),
     horizontal_flip: bool = True,
     randaugment: bool = True,
+    out: Tensor | None = None,
 ) -> Tensor:
     """uint8 (T, H, W, 3) -> float32 (T, 3, size, size), normalised, every frame augmented by the same draws.
 
     One crop, one flip and the same operations for all frames, so that nothing moves that did not move in the clip.
+    Written into `out` if given.
     """
-    ours, planes = copy.deepcopy(random), []
-    for frame in frames:
+    out = torch.empty(len(frames), 3, size, size) if out is None else out
+    ours = copy.deepcopy(random)
+    for number, (frame, place) in enumerate(zip(frames, out, strict=True)):
         # The last frame draws from `random` itself, which so ends where one image would leave it.
-        draws = random if len(planes) == len(frames) - 1 else copy.deepcopy(ours)
+        draws = random if number == len(frames) - 1 else copy.deepcopy(ours)
         image = Image.fromarray(frame)
-        planes.append(train_transform(image, size, draws, crop_scale, horizontal_flip, randaugment))
-    return torch.stack(planes)
+        train_transform(image, size, draws, crop_scale, horizontal_flip, randaugment, place)
+    return out
 
 
 def _stored_times(sample: Sample) -> tuple[np.ndarray, float]:

@@ -126,7 +126,8 @@ class _TrainBatches(_Batches):
         self.config, self.plan, self.texts, self.epoch = config, plan, texts, epoch
         data, sources = config.data, plan.mixture.sources
         splits = [(source.manifest, source.split) for source in sources]
-        self.media = MediaReader(config, splits, data.video.train_sampling, data.decoded_mb)
+        augmented = data.augment == "train"
+        self.media = MediaReader(config, splits, data.video.train_sampling, data.decoded_mb, augmented)
         # What comes once in an epoch need not be kept for later.
         self._several = [source.expand == "pairs" and source.pairs > source.media for source in sources]
 

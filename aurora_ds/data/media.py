@@ -54,9 +54,9 @@ class Medium:
         options = (data.crop_scale, data.horizontal_flip, data.randaugment)
         if isinstance(self.pixels, np.ndarray):
             if random is None:
-                out.copy_(clip_transform(self.pixels, size))
+                clip_transform(self.pixels, size, out)
             else:
-                out.copy_(train_clip_transform(self.pixels, size, random, *options))
+                train_clip_transform(self.pixels, size, random, *options, out)
             return
         images = self.pixels if isinstance(self.pixels, list) else [self.pixels]
         for image, place in zip(images, out.view(-1, 3, size, size), strict=True):
@@ -69,8 +69,8 @@ class Medium:
 class MediaReader:
     """Reads media of several splits by (number of the split, number of the medium).
 
-    `sampling`: how frames of clips are chosen. `note` is told (source, medium) before a medium is read from its shard,
-    and (-1, -1) after it was.
+    `sampling`: how frames of clips are chosen. `augmented`: media will be, so clips keep their size; else their frames
+    come resized. `note` is told (source, medium) before a medium is read from its shard, and (-1, -1) after it was.
     """
 
     def __init__(
@@ -79,9 +79,11 @@ class MediaReader:
         splits: Sequence[tuple[Manifest, str]],
         sampling: Strategy,
         buffer_mb: int = 0,
+        augmented: bool = False,
         note: Callable[[int, int], None] = lambda source, medium: None,
     ):
         self._config, self._splits, self._sampling, self.note = config, splits, sampling, note
+        self._clip_size = None if augmented else config.backbone.vision.image_size
         readers = {id(manifest): ShardReader(manifest) for manifest, _ in splits}
         self._readers = [readers[id(manifest)] for manifest, _ in splits]
         self._kept: OrderedDict[tuple[int, int, int], Medium] = OrderedDict()
@@ -128,6 +130,7 @@ class MediaReader:
                 data.video.frames,
                 self._sampling,
                 np.random.Generator(np.random.Philox(key)),
+                size=self._clip_size,
                 max_pixels=data.max_pixels,
                 decoder=data.video.decoder,
             )[0]
