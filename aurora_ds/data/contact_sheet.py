@@ -153,17 +153,18 @@ def _told(sample: Sample) -> list[Line]:
     """The annotations in words."""
     record = sample.record
     lines = [Line(f"· {caption}") for caption in record.get("captions", [])]
+    # Of a hidden test set there are neither answers nor labels.
     for question in record.get("questions", []):
         answers = sorted(question.get("answers", []), key=lambda answer: -answer["weight"])
         shares = ", ".join(_share(answer) for answer in answers) or "no answer"
         lines.append(Line(f"{question['question']} - {shares}"))
     for statement in record.get("statements", []):
-        lines.append(Line(f"[{statement['label']}] {statement['sentence']}"))
+        lines.append(Line(f"[{statement.get('label', 'no label')}] {statement['sentence']}"))
     for phrase, colour in zip(_phrases(record), BOX_COLOURS, strict=False):
         lines.append(Line(f"· {phrase['phrase']}", colour))
     for moment in record.get("moments", []):
-        times = ", ".join(f"{first} to {last}" for first, last in moment["times"])
-        lines.append(Line(f"· {moment['caption']} (segments {times})"))
+        times = ", ".join(f"{first} to {last}" for first, last in moment.get("times", []))
+        lines.append(Line(f"· {moment['caption']} (segments {times or 'not told'})"))
     return lines
 
 

@@ -153,6 +153,21 @@ def test_what_is_said_of_each_kind(all_kinds: Path) -> None:
     assert told["moments", 0] == ["· the blocks stop (segments 0 to 0, 0 to 1)"]
 
 
+def test_annotations_of_a_hidden_test_set_are_shown(tmp_path: Path) -> None:
+    hidden = {
+        "questions": [{"question": "Why?", "question_id": 1}],
+        "statements": [{"sentence": "so it is", "identifier": "1"}],
+        "moments": [{"caption": "it ends", "annotation_id": 2}],
+    }
+    manifest = write_shards(tmp_path, {"test": [[image_sample(1, **hidden)]]})
+    lines = contact_sheet._told(ShardReader(manifest).read("test", 0))
+    assert [line.text for line in lines] == [
+        "Why? - no answer",
+        "[no label] so it is",
+        "· it ends (segments not told)",
+    ]
+
+
 def test_damaged_samples_are_shown_as_such(tmp_path: Path) -> None:
     bad = Written("bad", {"captions": ["this picture is cut"]}, [("jpg", picture(1)[:800])])
     write_shards(tmp_path / "shards", {"train": [[image_sample(1), bad, image_sample(2)]]})
