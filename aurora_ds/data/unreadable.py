@@ -76,8 +76,8 @@ class Limit:
         self._seen = [entry for entry in seen if entry["epoch"] == seen[-1]["epoch"]]
         if len(self._seen) > self.share * self.total:
             raise TooManyUnreadable(
-                f"{len(self._seen)} unreadable samples in an epoch of {self.total} are more than data.max_bad_share "
-                f"({self.share:g}): {listed(self._seen)}. `aurora-ds shards verify` lists all damage; "
+                f"Of an epoch's {self.total} samples {len(self._seen)} could not be read, more than data.max_bad_share "
+                f"({self.share:g}) allows: {listed(self._seen)}. `aurora-ds shards verify` lists all damage; "
                 "bad_samples.jsonl in the output folder has what this run met. Repair the shards, or allow a larger "
                 "share, and resume.",
                 bad,

@@ -57,7 +57,7 @@ def test_above_the_share_the_run_stops_with_the_list(run_config: Configs, tokeni
     with pytest.raises(TooManyUnreadable) as caught:
         list(loader.train_loader(config, tokenizer, 1, 0, 0))
     message = str(caught.value)
-    assert "unreadable samples in an epoch of 90 are more than data.max_bad_share (0.1)" in message
+    assert "could not be read, more than data.max_bad_share (0.1) allows" in message
     assert "train-000001.tar (shard_missing)" in message and caught.value.bad
 
 
@@ -71,7 +71,7 @@ def test_the_limit_counts_per_epoch_and_not_substitutes() -> None:
     limit.add(entries(0, 5) + entries(0, 50, substitute=True))
     limit.add(entries(0, 0))
     limit.add(entries(1, 5))
-    with pytest.raises(TooManyUnreadable, match="6 unreadable samples in an epoch of 100"):
+    with pytest.raises(TooManyUnreadable, match="an epoch's 100 samples 6 could not be read"):
         limit.add(entries(1, 1))
 
 

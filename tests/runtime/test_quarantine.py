@@ -81,7 +81,7 @@ def _two_ranks(rank: int, folder: str) -> dict[str, torch.Tensor]:
     try:
         quarantine.collect(monitor, 2, 16)
     except TooManyUnreadable as error:
-        stopped = "4 unreadable samples in an epoch of 10" in str(error)
+        stopped = "epoch's 10 samples 4 could not be read" in str(error)
 
     def failing():
         if rank == 1:
