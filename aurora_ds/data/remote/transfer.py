@@ -120,18 +120,16 @@ class RemoteFolder:
         time.sleep(wait * _random.uniform(0.5, 1.0))
 
     def _failed(self, name: str, problem: str, reason: Reason) -> TransferFailed:
-        advice = {
-            403: "Give this machine the rights to read it (credentials, or for a public bucket FSSPEC_S3_ANON=true).",
-            404: "Copy it there, or correct the URL.",
-        }
-        status = problem.removeprefix("status ")
-        return TransferFailed(
-            f"{self.location.of(name).replace(self.location.url, str(self.location))} cannot be read: {problem}. "
-            + advice.get(
-                int(status) if status.isdigit() else 0, "Check the URL, the network and the server."
-            ),
-            reason,
-        )
+        if reason == "shard_missing":
+            advice = "Copy it there, or correct the URL."
+        elif problem in ("status 401", "status 403") or problem.startswith("NoCredentialsError"):
+            advice = (
+                "Give this machine the rights to read it: credentials where the protocol's client looks for them, or "
+                "FSSPEC_S3_ANON=true for a public bucket."
+            )
+        else:
+            advice = "Check the URL, the network and the server."
+        return TransferFailed(f"{self.location}/{name} cannot be read: {problem}. {advice}", reason)
 
 
 def http_status(error: BaseException | None) -> int | None:
