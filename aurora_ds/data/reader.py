@@ -12,8 +12,9 @@ import os
 import tarfile
 import zlib
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from aurora_ds.data.bad_sample import BadSample as BadSample
 from aurora_ds.data.bad_sample import Reason as Reason
@@ -23,6 +24,7 @@ BLOCK = tarfile.BLOCKSIZE  # 512 bytes
 IMAGE_TYPES = ("jpg", "png", "webp", "gif", "bmp")
 VIDEO_TYPES = ("mp4", "webm", "mkv", "avi", "mov", "m4v", "mpg", "flv", "wmv", "3gp", "ts")
 RECORD_SCHEMA = 1
+T = TypeVar("T")
 
 Kind = Literal["image", "images", "video", "frames"]
 
@@ -79,6 +81,9 @@ class ShardReader:
     def read(self, split: str, medium: int) -> Sample:
         """Medium number `medium` of the split. Raises BadSample when its bytes are not a sample."""
         address = self.manifest.address(split, medium)
+        return self._renewing(address.shard, lambda: self._read(split, medium, address))
+
+    def _read(self, split: str, medium: int, address: SampleAddress) -> Sample:
         block = self._bytes(address, address.end - address.start)
         _check_sum(block, int(self.manifest.checksums(split)[medium]), address)
         sample = parse_sample(block, address)
@@ -88,6 +93,9 @@ class ShardReader:
     def record(self, split: str, medium: int) -> tuple[str, dict[str, Any]]:
         """(key, record) without reading the medium: the record is the first member of a sample."""
         address = self.manifest.address(split, medium)
+        return self._renewing(address.shard, lambda: self._read_record(split, medium, address))
+
+    def _read_record(self, split: str, medium: int, address: SampleAddress) -> tuple[str, dict[str, Any]]:
         # Most records fit into one small read; a longer one is read again in full.
         block = self._bytes(address, min(4096, address.end - address.start))
         name, size = _member(block, 0, address)
@@ -110,6 +118,17 @@ class ShardReader:
             found.append(name.rpartition(".")[2])
             place += _after(0, size)
         return found[1:]
+
+    def _renewing(self, shard: str, read: Callable[[], T]) -> T:
+        """read(); once more when the store's copy of the shard turns out to be damaged and can be replaced."""
+        try:
+            return read()
+        except BadSample:
+            handle = self._handles.get(shard)
+            if handle is None or not self._store.renew(shard, handle):
+                raise
+        os.close(self._handles.pop(shard))
+        return read()
 
     def _check_counts(self, split: str, medium: int, record: dict[str, Any], address: SampleAddress) -> None:
         """An index with other counts would number the pairs in another way than the run before."""

@@ -21,6 +21,10 @@ class ShardStore(Protocol):
         """
         ...
 
+    def renew(self, shard: str, handle: int) -> bool:
+        """Whether opening the shard again may give other bytes than the open `handle` does, which had bad ones."""
+        ...
+
 
 class LocalStore:
     """The shards of a folder, as they lie there."""
@@ -42,3 +46,7 @@ class LocalStore:
             ) from error
         except OSError as error:
             raise BadSample(f"Shard {path} cannot be opened: {error.strerror}.", "shard_missing") from error
+
+    def renew(self, shard: str, handle: int) -> bool:
+        """See ShardStore: this is the only copy that there is."""
+        return False

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.registry import _registry as REGISTRY
@@ -159,6 +160,41 @@ def test_a_shard_that_changes_under_the_reader_is_an_error(
                 reader.read("train", 7)
             assert caught.value.reason == "checksum"
         assert len(list((tmp_path / "cache").glob("*.tar"))) == 1
+
+
+def test_a_cached_shard_that_was_damaged_is_fetched_again(
+    web: str, manifest: Manifest, tmp_path: Path
+) -> None:
+    with FaultProxy(web).running() as proxy:
+        remote = open_shards(proxy.url, tmp_path)
+        readers = [ShardReader(remote) for _ in range(3)]
+        for reader in readers[:2]:
+            reader.read("train", 8)
+        cached = tmp_path / f"{manifest.split('train').shards[1].sha256}.tar"
+        size = cached.stat().st_size
+        with open(cached, "r+b") as file:  # as after a power cut: the size is there, the bytes are not
+            file.write(bytes(size))
+        plain = ShardReader(manifest)
+        assert [reader.read("train", 9) for reader in readers] == [plain.read("train", 9)] * 3
+        assert readers[0].record("train", 10) == plain.record("train", 10)
+        assert proxy.requests["train-000001.tar"] == 2
+
+
+def test_a_sample_that_is_bad_at_its_origin_is_not_fetched_again_and_again(
+    shards: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(shards, tmp_path / "shards")
+    manifest = Manifest.load(folder)
+    arrays = {name: np.array(values) for name, values in manifest._arrays.items()}
+    arrays["train/crc32"][8:10] += 1
+    manifest.with_arrays(arrays).save(folder)
+    with nginx(folder, tmp_path / "run") as url, FaultProxy(url).running() as proxy:
+        reader = ShardReader(open_shards(proxy.url, tmp_path / "cache"))
+        for medium in (8, 9, 8):
+            with pytest.raises(BadSample, match="train-000001.tar") as caught:
+                reader.read("train", medium)
+            assert caught.value.reason == "checksum"
+        assert proxy.requests["train-000001.tar"] == 1
 
 
 def test_inspect_and_verify_take_urls(

@@ -1,6 +1,6 @@
 """A folder of whole files named by their sha256, shared by all processes of a machine and bounded in size.
 
-A file appears under its name only when it is complete and its checksum is right, so what is there can be trusted.
+A file appears under its name only when it is complete and its checksum is right.
 While it is made it is NAME.partial, under a lock on NAME.lock that other processes wait for. Locks go with their
 process: what a killed one left behind is found unlocked, and removed. Readers hold a shared lock on the file itself, by
 which files in use are the last to be removed; an open one stays readable even then.
@@ -9,6 +9,7 @@ which files in use are the last to be removed; an open one stays readable even t
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import time
@@ -45,6 +46,20 @@ class FileCache:
                 "folder on a local disk with enough room."
             ) from error
 
+    def remove_damaged(self, sha256: str, handle: int) -> bool:
+        """Whether a file opened before is damaged, and now removed, or is no longer the one of this name."""
+        path = self.folder / f"{sha256}.tar"
+        if not _is_at(handle, path):
+            return True
+        digest, place = hashlib.sha256(), 0
+        while block := os.pread(handle, 1 << 20, place):
+            digest.update(block)
+            place += len(block)
+        if digest.hexdigest() == sha256:
+            return False
+        path.unlink(missing_ok=True)
+        return True
+
     def _make(self, path: Path, size: int, fill: Callable[[BinaryIO], None]) -> None:
         began, note, partial = time.time(), path.with_suffix(".failed"), path.with_suffix(".partial")
         # Not a lock on the file itself: renamed it is the same file, and its first reader would hold up those who wait.
@@ -55,10 +70,9 @@ class FileCache:
                 _raise_noted(note, began)
                 with open(partial, "wb") as file:
                     self._reserve(file, size)
+                    # Not synced, which would take longer than the download: what a power cut does to the bytes is
+                    # found by the checksums of samples, see remove_damaged.
                     fill(file)
-                    file.flush()
-                    # Without this, a power cut could leave a file of the right name and size without its bytes.
-                    os.fdatasync(file.fileno())
                 with locked(self.folder / ".lock"):  # whoever counts sees it under one of its names
                     os.rename(partial, path)
                 note.unlink(missing_ok=True)

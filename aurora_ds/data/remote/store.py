@@ -36,6 +36,7 @@ class CachedStore:
             for shard in split.shards
         }
         self._failed: dict[str, tuple[float, TransferFailed]] = {}
+        self._right: set[str] = set()
 
     def open(self, shard: str) -> int:
         """See ShardStore. Downloads the shard when it is not in the cache."""
@@ -50,6 +51,15 @@ class CachedStore:
                 problem = error
                 self._failed[shard] = (time.monotonic() + REMEMBERED, error)
         raise BadSample(f"Shard {shard}: {problem}", problem.reason) from problem
+
+    def renew(self, shard: str, handle: int) -> bool:
+        """See ShardStore. A cached shard with another checksum is removed; with the right one the fault is its own."""
+        if shard in self._right:
+            return False
+        if self.cache.remove_damaged(self._shards[shard][0], handle):
+            return True
+        self._right.add(shard)
+        return False
 
 
 def download(source: RemoteFolder, name: str, sha256: str, size: int | None, file: BinaryIO) -> None:
