@@ -59,7 +59,7 @@ setup(
         "safetensors>=0.5",
         "numpy>=2.0",
         "pillow>=11.0",
-        "av>=17.0",
+        "av>=17.1",
         "ijson>=3.3",
         "fsspec[http]>=2024.9",
         "pydantic>=2.10",

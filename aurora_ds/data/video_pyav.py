@@ -79,16 +79,15 @@ class Clip:
     def info(self) -> VideoInfo:
         """Decodes the first frame, which knows the rotation. Raises BadSample."""
         first = next(self.decoded([0]))
-        height, width = (
-            (first.height, first.width) if first.rotation % 180 == 0 else (first.width, first.height)
-        )
+        turns = _turns(first)
+        height, width = (first.width, first.height) if turns % 2 else (first.height, first.width)
         return VideoInfo(
             seconds=self.seconds,
             frames=len(self),
             fps=len(self) / self.seconds,
             width=width,
             height=height,
-            rotation=first.rotation % 360,
+            rotation=90 * turns,
             codec=self._context.name,
             extension=self.extension,
         )
@@ -255,8 +254,13 @@ def to_pixels(frame: Any, sides: tuple[int, int] | None = None) -> np.ndarray:
         pixels = scaled.to_ndarray()
     else:
         pixels = frame.to_ndarray(format="rgb24", threads=1)
-    turns = frame.rotation // 90 % 4
+    turns = _turns(frame)
     return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
+
+
+def _turns(frame: Any) -> int:
+    """By how many quarters a frame is to be turned anticlockwise."""
+    return round(frame.rotation / 90) % 4
 
 
 def _shown(packet: Any, codec: str) -> bool:

@@ -58,6 +58,13 @@ def test_a_cut_clip_is_refused(container: str, share: float) -> None:
     assert reason_of(content[: int(len(content) * share)]) == "decode"
 
 
+@pytest.mark.parametrize("beyond", [0, 20, 300])
+def test_an_mp4_cut_in_its_first_frame_is_refused(beyond: int) -> None:
+    # PyAV 18.0 ends the whole process when such a stream is decoded.
+    content = index_first(make_clip(count=75))
+    assert reason_of(content[: content.index(b"mdat") + beyond]) == "decode"
+
+
 def index_first(content: bytes) -> bytes:
     """The mp4 with its index before its frames, as most are that come over the network."""
     boxes, place = [], 0
