@@ -84,8 +84,12 @@ def check_media(sample: Sample) -> None:
     record, sizes = sample.record, sample.record.get("sizes")
     if sizes is None:
         sizes = [[record.get("width"), record.get("height")]] * len(sample.parts)
-    if len(sizes) != len(sample.parts):
-        raise BadSample(f"its record has {len(sizes)} sizes for {len(sample.parts)} media", "record")
+    if not isinstance(sizes, list) or [len(each) for each in sizes if isinstance(each, list)] != [2] * len(
+        sample.parts
+    ):
+        raise BadSample(
+            f"its record does not have the size of each of its {len(sample.parts)} media", "record"
+        )
     for part, (width, height) in zip(sample.parts, sizes, strict=True):
         found = _clip_size(part, sample.key) if sample.kind == "video" else _image_size(part, sample.key)
         if (width, height) not in (found, (None, None)):

@@ -171,7 +171,10 @@ def test_exchanged_media_are_found(copy: Path) -> None:
         ([("jpg", picture(0)[:900])], {}, "cannot be decoded"),
         ([("png", picture(0))], {}, "it is called .png, but its content is .jpg"),
         ([("jpg", picture(0, size=(50, 40)))], {}, "it has 50 x 40 pixels, but its record says 120 x 90"),
-        ([("0.jpg", picture(0))], {"kind": "images", "sizes": []}, "0 sizes for 1 media"),
+        *[
+            ([("0.jpg", picture(0))], {"kind": "images", "sizes": sizes}, "size of each of its 1 media")
+            for sizes in ([], [[120, 90], [1, 1]], [120, 90], [[120]], "120x90")
+        ],
         ([("mp4", b"no clip")], {"kind": "video"}, "Clip odd"),
     ],
 )
