@@ -33,6 +33,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 from measurement import (
     REPOSITORY,
     facts_line,
@@ -151,13 +152,46 @@ def questions_recipe(path: Path) -> Path:
     return path
 
 
+def wait_until_quiet(most: float = 60.0) -> None:
+    """Until nobody else uses the cores for a moment, at most so many seconds."""
+    end = time.monotonic() + most
+    while psutil.cpu_percent(0.3) > 10 and time.monotonic() < end:
+        pass
+
+
+class Others:
+    """How much of the cores other programs use from here on: it slows two workers more than one tar."""
+
+    def __init__(self) -> None:
+        self._busy, self._own, self._start = self._now(), self._mine(), time.perf_counter()
+
+    def share(self) -> float:
+        """Of all cores' time, 0 to 1."""
+        used = self._now() - self._busy - (self._mine() - self._own)
+        return max(0.0, used / (time.perf_counter() - self._start) / (os.cpu_count() or 1))
+
+    def _now(self) -> float:
+        times = psutil.cpu_times()
+        return times.user + times.nice + times.system
+
+    def _mine(self) -> float:
+        both = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        return sum(usage.ru_utime + usage.ru_stime for usage in both)
+
+
 def measure(contender: str, folder: Path) -> dict[str, Any]:
     """One run of a contender over folder/raw, in this process's child; its seconds and largest resident sizes."""
     output = folder / "out"
     shutil.rmtree(output, ignore_errors=True)
     os.sync()
     output.mkdir()
-    raw = folder / "raw"
+    wait_until_quiet()
+    others = Others()
+    run = run_contender(contender, folder / "raw", output)
+    return {**run, "others": others.share()}
+
+
+def run_contender(contender: str, raw: Path, output: Path) -> dict[str, Any]:
     start = time.perf_counter()
     if contender.startswith("tar"):
         subprocess.run(
@@ -264,6 +298,7 @@ def report(record: dict[str, Any]) -> str:
                 f"{record['seconds'][name]:.2f}",
                 f"{record['megabytes_per_second'][name]:.0f}",
                 f"{ratio:.2f}" if name.startswith("aurora") else "",
+                f"{100 * median([run['others'] for run in record['runs'][name]]):.0f} %",
             ]
         )
     sizes = [
@@ -283,7 +318,7 @@ def report(record: dict[str, Any]) -> str:
         f"Medians of {setting['repeat']} runs each, in turn, files in the page cache. Every run of ours looks at each "
         "image, writes a checksum of each sample and each shard, manifest and index, and includes the interpreter's "
         "start.\n\n"
-        f"{markdown_table(['', 'seconds', 'MB/s', 'rate / tar'], rows)}\n\n"
+        f"{markdown_table(['', 'seconds', 'MB/s', 'rate / tar', 'cores used by others'], rows)}\n\n"
         f"Aim: rate >= {RATE_BAR} of tar's. Ours always syncs each shard, so the first two rows are alike: both end "
         "with the data on the disk. In the last two nothing is waited for; ours runs with its syncs switched off.\n\n"
         f"{markdown_table(['largest resident size, MB', 'command', 'largest worker'], sizes)}\n\n"

@@ -242,6 +242,19 @@ def test_a_removed_or_cut_shard_is_written_again(source: Path, small_recipe: Pat
     assert whole(output) == expected
 
 
+def test_a_shard_whose_sidecar_was_lost_in_a_power_cut_is_written_again(
+    source: Path, small_recipe: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    convert(small_recipe, source, output)
+    expected = whole(output)
+    (output / ".progress/train-000000.tar.json").write_bytes(b"")
+    (output / ".progress/train-000001.tar.json").unlink()
+    convert(small_recipe, source, output)
+    assert whole(output) == expected
+    verify_shards(output)
+
+
 def test_a_killed_worker_is_told_in_words(
     source: Path, small_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,11 +20,12 @@ from typing import Any, BinaryIO
 from aurora_ds.data.convert.entries import Reject
 from aurora_ds.data.convert.samples import MediaSettings, Member, members
 from aurora_ds.data.convert.spool import SpooledMedium
-from aurora_ds.data.manifest import ShardEntry, sync_folder, write_whole
+from aurora_ds.data.manifest import ShardEntry, sync_folder
 from aurora_ds.data.reader import BadSample
 from aurora_ds.errors import AuroraError
 
 PROGRESS_FOLDER = ".progress"
+WRITE_BEHIND = 8 << 20  # bytes after which the disk is asked to begin
 _RECORD_SIZE = 20 * tarfile.BLOCKSIZE  # tar files are padded to whole records
 
 
@@ -113,8 +114,11 @@ def _write(task: ShardTask) -> ShardResult:
         "record_crc32": [record for _, record in checksums],
         "rejects": [vars(reject) for reject in rejects],
     }
-    # The sidecar first: a tar under its own name always has one.
-    write_whole(sidecar(task.output, task.file), json.dumps(content).encode())
+    # The sidecar first: a tar under its own name always has one. It is not synced: one that a power cut leaves empty
+    # only means that its shard is written again.
+    unfinished = temporary.with_name(PROGRESS_FOLDER) / f"{temporary.name}.json.partial"
+    unfinished.write_bytes(json.dumps(content).encode())
+    os.replace(unfinished, sidecar(task.output, task.file))
     os.replace(temporary, task.output / task.file)
     sync_folder(task.output)
     return ShardResult(entry, rejects, frozenset(rejected))
@@ -128,7 +132,10 @@ def finished(task: ShardTask) -> ShardResult | None:
     tar = task.output / task.file
     if not (tar.is_file() and sidecar(task.output, task.file).is_file()):
         return None
-    content = read_sidecar(task.output, task.file)
+    try:
+        content = read_sidecar(task.output, task.file)
+    except json.JSONDecodeError:  # emptied by a power cut
+        return None
     entry = ShardEntry.model_validate(content["entry"])
     if content["rejects"] or tar.stat().st_size != entry.bytes:
         return None
@@ -157,6 +164,7 @@ class _HashedTar:
 
     def __init__(self, file: BinaryIO):
         self._file, self.size, self.sha256 = file, 0, hashlib.sha256()
+        self._asked = 0
         self.start_sample()
 
     def start_sample(self) -> None:
@@ -188,12 +196,20 @@ class _HashedTar:
         self._file.seek(size)
         self._file.truncate()
         self.size, self.sha256 = size, sha256
+        self._asked = min(self._asked, size)
 
     def _write(self, block: bytes) -> None:
         self._file.write(block)
         self.sha256.update(block)
         self.crc32 = zlib.crc32(block, self.crc32)
         self.size += len(block)
+        if self.size >= self._asked + WRITE_BEHIND:
+            self._file.flush()
+            # Linux begins to write what is dirty and returns: the sync at the end then waits for little.
+            os.posix_fadvise(
+                self._file.fileno(), self._asked, self.size - self._asked, os.POSIX_FADV_DONTNEED
+            )
+            self._asked = self.size
 
 
 def _empty_header() -> bytes:
