@@ -13,7 +13,7 @@ from PIL import Image
 
 from aurora_ds.data.bad_sample import BadSample
 from aurora_ds.data.video import probe, read_frames, resize_frames, sample_frames
-from aurora_ds.data.video_pyav import open_clip
+from aurora_ds.data.video_pyav import Clip, open_clip
 from aurora_ds.errors import AuroraError
 
 VIDEOS = Path(__file__).parent / "videos"
@@ -84,20 +84,28 @@ def assert_equals_sequential(content: bytes, name: str) -> None:
 
 
 def count_fed_packets(content: bytes, wanted: list[int], jumps: bool = True) -> int:
-    """How many packets are decoded to get the frames `wanted`."""
+    """How many packets are handed to the decoder to get the frames `wanted`."""
+    return count_work(content, wanted, jumps)[0]
+
+
+def count_work(content: bytes, wanted: list[int], jumps: bool = True) -> tuple[int, int]:
+    """(packets handed to the decoder, frames that it made of them) to get the frames `wanted`."""
     with open_clip(content, "clip", jumps=jumps) as clip:
-        decode, fed = clip._context.decode, []
+        context, packets, frames = clip._context, [], []
 
         class Counting:
-            flush_buffers, name = clip._context.flush_buffers, clip._context.name
+            flush_buffers, name, skip_frame = context.flush_buffers, context.name, "DEFAULT"
 
             def decode(self, packet: object) -> list:
-                fed.append(packet)
-                return decode(packet)
+                context.skip_frame = self.skip_frame
+                packets.append(packet)
+                made = context.decode(packet)
+                frames.extend(made)
+                return made
 
         clip._context = Counting()
         list(clip.each(wanted))
-        return len(fed)
+        return len(packets), len(frames)
 
 
 def test_decoding_jumps_to_key_frames_but_never_back() -> None:
@@ -112,6 +120,22 @@ def test_decoding_jumps_to_key_frames_but_never_back() -> None:
 def test_a_single_group_is_decoded_forward_once() -> None:
     single = make_clip(options={"g": "250", "bf": "0", "sc_threshold": "0"})
     assert count_fed_packets(single, [0, 10, 20, 30]) <= 32
+
+
+def test_pictures_that_no_other_needs_are_passed_over() -> None:
+    content = make_clip(options={"g": "250", "bf": "3", "x264-params": "b-pyramid=none:b-adapt=0:scenecut=0"})
+    # Three of four pictures are B frames, which nothing refers to.
+    assert count_work(content, [38])[1] <= 15
+    assert count_work(content, [38], jumps=False)[1] >= 38
+
+
+def test_a_frame_that_jumping_does_not_find_is_found_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = make_clip(options={"g": "10", "bf": "2"})
+    expected = decode_all(content)
+    # A container that calls every picture a key frame would lead jumps astray.
+    monkeypatch.setattr(Clip, "_key", lambda self, mark: len(self._packets) - 2 if self._jumps else 0)
+    for number, picture in zip([3, 25], read_frames(content, [3, 25], "clip"), strict=True):
+        assert np.array_equal(picture, expected[number])
 
 
 def test_gradual_refresh_is_noticed_and_decoded_in_turn() -> None:
