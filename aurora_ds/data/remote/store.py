@@ -7,9 +7,10 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from aurora_ds.data.bad_sample import BadSample
 from aurora_ds.data.manifest import MANIFEST_NAME, Manifest
@@ -70,9 +71,20 @@ def download(source: RemoteFolder, name: str, sha256: str, size: int | None, fil
         if size is None:
             file.truncate()
         digest = hashlib.sha256()
-        for part in source.parts(name, size):
-            file.write(part)
+
+        def take(part: bytes, digest: Any = digest) -> None:
             digest.update(part)
+            file.write(part)
+
+        # A part is taken while the next one comes.
+        with ThreadPoolExecutor(1) as thread:
+            taken: Future[None] | None = None
+            for part in source.parts(name, size):
+                if taken is not None:
+                    taken.result()
+                taken = thread.submit(take, part)
+            if taken is not None:
+                taken.result()
         if digest.hexdigest() == sha256:
             return
     raise TransferFailed(
