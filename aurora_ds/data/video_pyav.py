@@ -88,7 +88,7 @@ class Clip:
             width=width,
             height=height,
             rotation=90 * turns,
-            codec=self._context.name,
+            codec=self._context.codec.canonical_name,
             extension=self.extension,
         )
 

@@ -11,12 +11,14 @@ from pathlib import Path
 
 from PIL import Image
 
+from aurora_ds.data.bad_sample import BadSample
 from aurora_ds.data.sampling import choose
 from aurora_ds.data.video_container import MAX_PIXELS
-from aurora_ds.data.video_pyav import open_clip
+from aurora_ds.data.video_pyav import Clip, open_clip
 from aurora_ds.errors import AuroraError
 
 JPEG_QUALITY = 90
+CLOCK = Fraction(1, 90_000)  # of a second: what times are rounded to
 # x264: visually near the source, and far quicker to encode than its default preset at a slightly larger size. Without
 # cpu-independent it uses instructions that give other bytes on other processors, and at times from call to call.
 X264 = {"preset": "veryfast", "crf": "20", "threads": "1", "x264-params": "cpu-independent=1"}
@@ -54,35 +56,41 @@ def reencode(
     leaving out the last row or column, which 4:2:0 needs. Raises BadSample; AuroraError where PyAV lacks x264.
     """
     import av
-    from av.codec.context import Flags
-    from av.video.frame import PictureType
 
     if "libx264" not in av.codecs_available:
         raise AuroraError(
             "This PyAV was built without x264, which --video-reencode needs. Install PyAV from PyPI (`pip install "
             "av`), whose packages have it, or store frames with --video-frames."
         )
-    target = io.BytesIO()
-    with (
-        open_clip(content, name, max_pixels) as clip,
-        av.open(target, "w", format="mp4", options={"fflags": "+bitexact"}) as output,
-    ):
-        rate = Fraction(len(clip) / clip.seconds).limit_denominator(1001)
+    with open_clip(content, name, max_pixels) as clip:
+        try:
+            return _encode(clip, gop_seconds, size)
+        except av.FFmpegError as error:
+            raise BadSample(f"Clip {name} cannot be encoded as H.264: {error}.", reason="decode") from error
+
+
+def _encode(clip: Clip, gop_seconds: float, size: int | None) -> bytes:
+    import av
+    from av.codec.context import Flags
+    from av.video.frame import PictureType
+
+    target, numbers, next_key, mark = io.BytesIO(), range(len(clip)), 0.0, -1
+    with av.open(target, "w", format="mp4", options={"fflags": "+bitexact"}) as output:
+        rate = max(Fraction(len(clip) / clip.seconds).limit_denominator(1001), Fraction(1, 1001))
         stream = output.add_stream("libx264", rate=rate, options=X264)
-        base = Fraction(1, 90_000)
-        stream.pix_fmt, stream.codec_context.time_base = "yuv420p", base
+        stream.pix_fmt, stream.codec_context.time_base = "yuv420p", CLOCK
         # Key frames are asked for by time below, so that a variable rate does not stretch the distance.
         stream.codec_context.gop_size = len(clip)
         stream.codec_context.flags |= Flags.bitexact
-        numbers, next_key = range(len(clip)), 0.0
         for number, pixels in zip(numbers, clip.each(numbers), strict=True):
             image = shrink(Image.fromarray(pixels), size)
             image = image.crop((0, 0, image.width // 2 * 2 or 2, image.height // 2 * 2 or 2))
             if number == 0:
                 stream.width, stream.height = image.size
-            picture = av.VideoFrame.from_image(image)
-            second = float(clip.times[number])
-            picture.pts, picture.time_base = round(second / base), base
+            picture, second = av.VideoFrame.from_image(image), float(clip.times[number])
+            # Two frames within a tick of the clock still come one after the other.
+            mark = max(round(second / CLOCK), mark + 1)
+            picture.pts, picture.time_base = mark, CLOCK
             if second >= next_key:
                 picture.pict_type, next_key = PictureType.I, second + gop_seconds - 1e-6
             output.mux(stream.encode(picture))

@@ -223,6 +223,10 @@ def test_an_info_tells_the_extension_that_fits_the_content() -> None:
     assert probe(make_clip(container="mpegts"), "clip").extension == "ts"
 
 
+def test_an_info_calls_the_codec_by_its_usual_name() -> None:
+    assert probe(VIDEOS / "av1_video.mkv", "clip").codec == "av1"
+
+
 def test_a_clip_with_too_many_pixels_is_not_decoded() -> None:
     with pytest.raises(BadSample, match="64 x 48") as raised:
         read_frames(make_clip(count=2), [0], "clip", max_pixels=64 * 48 - 1)

@@ -99,6 +99,18 @@ def test_reencoding_keeps_a_variable_rate() -> None:
         assert max(np.diff(keys)) * float(clip._stream.time_base) < 0.71
 
 
+def test_reencoding_parts_frames_that_come_too_close() -> None:
+    crowded = make_clip(container="matroska", count=6, times=[0, 0.001, 0.002, 0.003, 0.004, 60.0])
+    with open_clip(reencode(crowded, name="clip"), "clip") as clip:
+        assert clip.times == pytest.approx([0, 0.001, 0.002, 0.003, 0.004, 60.0], abs=1e-3)
+
+
+def test_a_clip_that_x264_does_not_take_is_a_bad_sample() -> None:
+    wide = make_clip(codec="mjpeg", container="avi", pixel_format="yuvj420p", size=(16_800, 16), count=1)
+    with pytest.raises(BadSample, match="cannot be encoded as H.264"):
+        reencode(wide, name="clip")
+
+
 def test_reencoding_makes_odd_sides_even() -> None:
     odd = make_clip(count=3, size=(65, 49), pixel_format="yuv444p")
     info = probe(reencode(odd, name="clip"), "clip")
