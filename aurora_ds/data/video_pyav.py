@@ -245,17 +245,20 @@ def open_clip(
 
 def to_pixels(frame: Any, sides: tuple[int, int] | None = None) -> np.ndarray:
     """A PyAV frame -> uint8 (H, W, 3), RGB, rotated as shown. `sides`: scaled to this width and height, bicubic."""
-    from av.video.reformatter import Interpolation
-
     if sides and sides != (frame.width, frame.height):
-        # The same on every processor.
-        how = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
-        scaled = frame.reformat(*sides, format="rgb24", interpolation=how, threads=1)
+        scaled = frame.reformat(*sides, format="rgb24", interpolation=exact_bicubic(), threads=1)
         pixels = scaled.to_ndarray()
     else:
         pixels = frame.to_ndarray(format="rgb24", threads=1)
     turns = _turns(frame)
     return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
+
+
+def exact_bicubic() -> int:
+    """FFmpeg's bicubic filter, computed the same way on every processor."""
+    from av.video.reformatter import Interpolation
+
+    return Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 
 
 def _turns(frame: Any) -> int:

@@ -14,7 +14,7 @@ from PIL import Image
 from aurora_ds.data.bad_sample import BadSample
 from aurora_ds.data.sampling import choose
 from aurora_ds.data.video_container import MAX_PIXELS
-from aurora_ds.data.video_pyav import Clip, open_clip
+from aurora_ds.data.video_pyav import Clip, exact_bicubic, open_clip
 from aurora_ds.errors import AuroraError
 
 JPEG_QUALITY = 90
@@ -88,6 +88,7 @@ def _encode(clip: Clip, gop_seconds: float, size: int | None) -> bytes:
             if number == 0:
                 stream.width, stream.height = image.size
             picture, second = av.VideoFrame.from_image(image), float(clip.times[number])
+            picture = picture.reformat(format="yuv420p", interpolation=exact_bicubic(), threads=1)
             # Two frames within a tick of the clock still come one after the other.
             mark = max(round(second / CLOCK), mark + 1)
             picture.pts, picture.time_base = mark, CLOCK
