@@ -87,6 +87,13 @@ def test_evaluation_takes_even_frames(run_config: Configs, clips: Path) -> None:
     assert [each.shape for each in shown] == [(48, 64, 3), (90, 120, 3)]
 
 
+def test_clips_come_resized_unless_they_will_be_augmented(run_config: Configs, clips: Path) -> None:
+    config = clip_config(run_config, clips)
+    splits = [(open_manifest(config), "train")]
+    readers = [media.MediaReader(config, splits, "uniform", augmented=each) for each in (False, True)]
+    assert [reader.read(0, 0).pixels.shape for reader in readers] == [(3, 16, 16, 3), (3, 48, 64, 3)]
+
+
 def test_other_annotations_and_sets_of_images(run_config: Configs, tmp_path: Path) -> None:
     write_shards(
         tmp_path,
