@@ -17,6 +17,13 @@ from aurora_ds.data.video_pyav import Clip, open_clip
 from aurora_ds.errors import AuroraError
 
 VIDEOS = Path(__file__).parent / "videos"
+REAL = [
+    "nasa_13013.mp4",
+    "nasa_vp8_hidden_frames.webm",
+    "h265_video.mp4",
+    "av1_video.mkv",
+    "video_270.mov",
+]
 MADE = {
     "h264, closed groups": {"options": {"g": "10", "bf": "2"}},
     "h264, open groups": {
@@ -64,7 +71,7 @@ def test_frames_of_a_made_clip_equal_sequential_decoding(case: str) -> None:
     assert_equals_sequential(content, case)
 
 
-@pytest.mark.parametrize("name", ["nasa_13013.mp4", "h265_video.mp4", "av1_video.mkv", "video_270.mov"])
+@pytest.mark.parametrize("name", REAL)
 def test_frames_of_a_real_clip_equal_sequential_decoding(name: str) -> None:
     assert_equals_sequential((VIDEOS / name).read_bytes(), name)
 
