@@ -159,8 +159,8 @@ def _unopened(start: bytes, name: str, error: Exception) -> BadSample:
         return BadSample(f"Clip {name} is empty: 0 bytes.", reason="not_a_video")
     if any(start[place:].startswith(each) for place, known in FIRST_BYTES.items() for each in known):
         return BadSample(
-            f"Clip {name} starts as a video file but cannot be opened ({error}): it is damaged or was cut, "
-            "perhaps a broken download.",
+            f"Clip {name} starts as a video file but cannot be opened ({getattr(error, 'strerror', None) or error}): "
+            "it is damaged or was cut, perhaps a broken download.",
             reason="decode",
         )
     return BadSample(

@@ -71,6 +71,12 @@ def test_frames_of_a_made_clip_equal_sequential_decoding(case: str) -> None:
     assert_equals_sequential(content, case)
 
 
+def test_the_readme_tells_where_every_clip_is_from() -> None:
+    readme = (VIDEOS / "README.md").read_text()
+    present = {path.name for path in VIDEOS.iterdir()} - {"README.md"}
+    assert set(REAL) < present and all(name in readme for name in present)
+
+
 @pytest.mark.parametrize("name", REAL)
 def test_frames_of_a_real_clip_equal_sequential_decoding(name: str) -> None:
     assert_equals_sequential((VIDEOS / name).read_bytes(), name)
