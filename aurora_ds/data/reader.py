@@ -12,7 +12,7 @@ import os
 import tarfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args
 
@@ -108,6 +108,11 @@ class ShardReader:
         record = _record(name, block[BLOCK : BLOCK + size], address)
         self._check_counts(split, medium, record, address)
         return name.partition(".")[0], record
+
+    def expect(self, split: str, media: Iterable[int]) -> None:
+        """Begins to bring the shards of these media near, which will be read next."""
+        shards = dict.fromkeys(self.manifest.address(split, medium).shard for medium in media)
+        self._store.expect(shard for shard in shards if shard not in self._handles)
 
     def extensions(self, split: str, medium: int) -> list[str]:
         """The media types of a sample, by the names of its members; no medium is read. Raises BadSample."""

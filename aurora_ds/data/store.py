@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -19,6 +20,10 @@ class ShardStore(Protocol):
 
         Raises BadSample (shard_missing, checksum, unreachable) when the shard of the manifest cannot be had.
         """
+        ...
+
+    def expect(self, shards: Iterable[str]) -> None:
+        """Is told what will be opened next, so that several shards can be on their way at once. Does not wait."""
         ...
 
     def renew(self, shard: str, handle: int) -> bool:
@@ -46,6 +51,9 @@ class LocalStore:
             ) from error
         except OSError as error:
             raise BadSample(f"Shard {path} cannot be opened: {error.strerror}.", "shard_missing") from error
+
+    def expect(self, shards: Iterable[str]) -> None:
+        """See ShardStore: they are here."""
 
     def renew(self, shard: str, handle: int) -> bool:
         """See ShardStore: this is the only copy that there is."""

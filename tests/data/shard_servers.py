@@ -30,6 +30,9 @@ http {{
 """
 
 
+LATE = 0.5  # seconds
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -100,8 +103,8 @@ class FaultProxy(ThreadingHTTPServer):
     """Hands requests on to `upstream`, and injures the answers to paths that end in a name of `faults`.
 
     Each entry of faults[name] is used for one request: a status number, or drop (no answer), cut (half of the body),
-    hang (no answer for a long time), trickle (a byte in a while), whole (the Range is ignored), flip (another bit), or
-    pass. The last one stays when `forever` is set.
+    hang (no answer for a long time), late (LATE seconds), trickle (a byte in a while), whole (the Range is ignored),
+    flip (another bit), or pass. The last one stays when `forever` is set.
     """
 
     daemon_threads = True
@@ -159,6 +162,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.ended.wait(60)
             self.close_connection = True
             return
+        if fault == "late":
+            self.server.ended.wait(LATE)
         if isinstance(fault, int):
             self.send_response(fault)
             self.send_header("Content-Length", "0")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from shard_servers import FaultProxy, nginx, s3_server, upload
+from shard_servers import LATE, FaultProxy, nginx, s3_server, upload
 
 from aurora_ds.data.manifest import Manifest
 from aurora_ds.data.reader import BadSample, ShardReader
@@ -189,3 +189,26 @@ def test_a_download_of_a_killed_process_is_taken_over(
     assert list(tmp_path.glob("*.partial"))
     assert ShardReader(remote).read("train", 8) == ShardReader(manifest).read("train", 8)
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_shards_that_come_next_are_downloaded_together(
+    proxy: FaultProxy, manifest: Manifest, tmp_path: Path
+) -> None:
+    reader, plain = ShardReader(open_shards(proxy.url, tmp_path)), ShardReader(manifest)
+    proxy.faults = {f"train-{number:06d}.tar": ["late"] for number in range(4)}
+    began = time.monotonic()
+    reader.expect("train", range(28))
+    assert [reader.read("train", n) for n in range(28)] == [plain.read("train", n) for n in range(28)]
+    assert time.monotonic() - began < 3 * LATE
+    assert all(proxy.requests[name] == 1 for name in proxy.faults)
+
+
+def test_an_expected_shard_that_cannot_be_had_is_told_where_it_is_read(
+    proxy: FaultProxy, tmp_path: Path
+) -> None:
+    reader = ShardReader(open_shards(proxy.url, tmp_path, patience=QUICK))
+    proxy.faults, proxy.forever = {SHARD: [403]}, True
+    reader.expect("train", range(28))
+    assert reader.read("train", 0) and reader.read("train", 14)
+    with pytest.raises(BadSample, match="status 403"):
+        reader.read("train", 8)

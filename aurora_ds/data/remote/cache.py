@@ -46,6 +46,10 @@ class FileCache:
                 "folder on a local disk with enough room."
             ) from error
 
+    def has(self, sha256: str) -> bool:
+        """Whether a file is there now."""
+        return (self.folder / f"{sha256}.tar").exists()
+
     def remove_damaged(self, sha256: str, handle: int) -> bool:
         """Whether a file opened before is damaged, and now removed, or is no longer the one of this name."""
         path = self.folder / f"{sha256}.tar"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import threading
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,6 +24,8 @@ from aurora_ds.errors import AuroraError
 DEFAULT_CACHE_GB = 100.0
 # Seconds for which a shard that could not be had is not asked for again by the same process.
 REMEMBERED = 60.0
+# Downloads at once in a process, when it is known which shards come next.
+AT_ONCE = 4
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]*")
 
 
@@ -52,6 +56,19 @@ class CachedStore:
                 problem = error
                 self._failed[shard] = (time.monotonic() + REMEMBERED, error)
         raise BadSample(f"Shard {shard}: {problem}", problem.reason) from problem
+
+    def expect(self, shards: Iterable[str]) -> None:
+        """See ShardStore. The caller's own `open` is one of the downloads at once."""
+        missing = deque(shard for shard in shards if not self.cache.has(self._shards[shard][0]))
+        for _ in range(min(AT_ONCE, len(missing)) - 1):
+            # From the last one on: the caller begins with the first. Daemons, so that no process waits for them to end.
+            threading.Thread(target=self._bring, args=(missing,), daemon=True).start()
+
+    def _bring(self, shards: deque[str]) -> None:
+        # Who opens a shard that cannot be had meets the error there.
+        with suppress(IndexError, AuroraError):
+            while True:
+                os.close(self.open(shards.pop()))
 
     def renew(self, shard: str, handle: int) -> bool:
         """See ShardStore. A cached shard with another checksum is removed; with the right one the fault is its own."""

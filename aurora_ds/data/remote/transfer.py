@@ -191,7 +191,8 @@ def _filesystem(protocol: str) -> Any:
     key = (os.getpid(), protocol)
     if key not in _filesystems:
         try:
-            _filesystems[key] = fsspec.filesystem(protocol, skip_instance_cache=True)
+            # Threads may come here together; all get the same one.
+            _filesystems.setdefault(key, fsspec.filesystem(protocol, skip_instance_cache=True))
         except ImportError as error:
             raise AuroraError(
                 f"{protocol}:// needs the package {PROTOCOLS[protocol]}: pip install 'aurora_ds[remote]'."
