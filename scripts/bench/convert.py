@@ -152,7 +152,7 @@ def questions_recipe(path: Path) -> Path:
     return path
 
 
-def wait_until_quiet(most: float = 60.0) -> None:
+def wait_until_quiet(most: float) -> None:
     """Until nobody else uses the cores for a moment, at most so many seconds."""
     end = time.monotonic() + most
     while psutil.cpu_percent(0.3) > 10 and time.monotonic() < end:
@@ -179,13 +179,13 @@ class Others:
         return sum(usage.ru_utime + usage.ru_stime for usage in both)
 
 
-def measure(contender: str, folder: Path) -> dict[str, Any]:
+def measure(contender: str, folder: Path, patience: float = 0.0) -> dict[str, Any]:
     """One run of a contender over folder/raw, in this process's child; its seconds and largest resident sizes."""
     output = folder / "out"
     shutil.rmtree(output, ignore_errors=True)
     os.sync()
     output.mkdir()
-    wait_until_quiet()
+    wait_until_quiet(patience)
     others = Others()
     run = run_contender(contender, folder / "raw", output)
     return {**run, "others": others.share()}
@@ -235,7 +235,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         path.read_bytes()
     for number in range(arguments.repeat):
         for contender in CONTENDERS:
-            runs[contender].append(measure(contender, folder))
+            runs[contender].append(measure(contender, folder, 0 if arguments.quick else 15))
             print(
                 f"{number + 1}/{arguments.repeat} {contender}: {runs[contender][-1]['seconds']:.2f} s",
                 file=sys.stderr,
