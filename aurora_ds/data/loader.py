@@ -138,6 +138,7 @@ class _TrainBatches(_Batches):
         rows = self.plan.batch(self.epoch, *divmod(number, self.plan.accumulation)).each()
         filling = Filling(self.config, len(rows), self.memory)
         read, bad = [], []
+        self.media.fetch((row.source, row.medium, row.turn) for row in rows)
         for planned in rows:
             (row, medium, text), unreadable = read_or_replace(
                 planned, self.epoch, self.plan, self.media, self.config.data.bad_samples == "skip", self._read
@@ -190,6 +191,7 @@ class _EvaluationBatches(_Batches):
     def batch(self, number: int) -> dict[str, Any]:
         media = self.numbers[number * self.batch_size : (number + 1) * self.batch_size]
         filling, keys = Filling(self.config, len(media), self.memory), []
+        self.media.fetch((0, number, 0) for number in media)
         for number in media:
             medium = self.media.read(0, number)
             filling.add(medium, None)

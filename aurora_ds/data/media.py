@@ -7,7 +7,7 @@ of a medium share its decoded frames.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from aurora_ds.data.manifest import Manifest
 from aurora_ds.data.reader import BadSample, Sample, ShardReader
 from aurora_ds.data.sampling import RANDOM_STRATEGIES, Strategy
 
+FETCHED_BYTES = 16 * 2**20
 _FRAMES = 4  # first number of the keys of these draws; plan.py and mixture.py have others
 
 
@@ -88,17 +89,15 @@ class MediaReader:
         self._readers = [readers[id(manifest)] for manifest, _ in splits]
         self._kept: OrderedDict[tuple[int, int, int], Medium] = OrderedDict()
         self._room = buffer_mb * 2**20
+        self._fetched: dict[tuple[int, int], Sample] = {}
 
     def read(self, source: int, medium: int, turn: int = 0, keep: bool = False) -> Medium:
         """A medium, decoded; from the buffer where it is. `keep`: it will be asked for again. Raises BadSample."""
-        # Only the frames of a clip depend on the turn.
-        place = (source, medium, turn if self._sampling in RANDOM_STRATEGIES else 0)
+        place = self._place(source, medium, turn)
         if place in self._kept:
             self._kept.move_to_end(place)
             return self._kept[place]
-        self.note(source, medium)
-        sample = self._readers[source].read(self._splits[source][1], medium)
-        self.note(-1, -1)
+        sample = self._fetched.get((source, medium)) or self._fetch(source, medium)
         found = Medium(sample.key, sample.record, self._decode(sample, place))
         if keep and found.bytes <= self._room:
             self._kept[place] = found
@@ -106,6 +105,39 @@ class MediaReader:
         elif keep:
             self._make_room(place, found)
         return found
+
+    def fetch(self, places: Iterable[tuple[int, int, int]]) -> None:
+        """Reads the bytes of media (source, medium, turn) that `read` will be asked for next, FETCHED_BYTES at most.
+
+        One after the other they are read in half the time that they take between decoding. What is unreadable here is
+        left to `read`.
+        """
+        self._fetched.clear()
+        places = [place for place in places if self._place(*place) not in self._kept]
+        for source, reader in enumerate(self._readers):
+            reader.expect(self._splits[source][1], (place[1] for place in places if place[0] == source))
+        size = 0
+        for source, medium, turn in places:
+            if (source, medium) in self._fetched or self._place(source, medium, turn) in self._kept:
+                continue
+            if size > FETCHED_BYTES:
+                break
+            try:
+                sample = self._fetch(source, medium)
+            except BadSample:
+                continue
+            size += sum(len(part.content) for part in sample.parts)
+            self._fetched[source, medium] = sample
+
+    def _fetch(self, source: int, medium: int) -> Sample:
+        self.note(source, medium)
+        sample = self._readers[source].read(self._splits[source][1], medium)
+        self.note(-1, -1)
+        return sample
+
+    def _place(self, source: int, medium: int, turn: int) -> tuple[int, int, int]:
+        # Only the frames of a clip depend on the turn.
+        return source, medium, turn if self._sampling in RANDOM_STRATEGIES else 0
 
     def shard(self, source: int, medium: int) -> str:
         """The file that holds a medium."""

@@ -11,7 +11,7 @@ webdataset: shards through `webdataset.WebDataset`, shuffle(1000), decode("pil")
     DataLoader with 2 workers.
 loader_pillow: the loader with data.image_decoder=pillow, as others decode.
 
-Every contender goes through the images four times without a break (the loader by a weight of 4 in data.mix); the clock
+Every contender goes through the images twice without a break (the loader by a weight of 2 in data.mix); the clock
 runs from before the first worker starts to the last batch. Worker memory is read near the end of each of 3 epochs of
 one pass: pages that are a worker's own (USS).
 
@@ -42,7 +42,7 @@ from measurement import (
     write_results,
 )
 
-PHOTOS, SIZE, BATCH, WORKERS, PASSES, MEMORY_EPOCHS = 2000, 224, 64, 2, 4, 3
+PHOTOS, SIZE, BATCH, WORKERS, PASSES, MEMORY_EPOCHS = 2000, 224, 64, 2, 2, 3
 BAR_BARE, BAR_WEBDATASET = 0.92, 1.0
 CONTENDERS = ("loader", "bare", "bare_same", "loader_pillow", "webdataset")
 
