@@ -212,3 +212,12 @@ def test_an_expected_shard_that_cannot_be_had_is_told_where_it_is_read(
     assert reader.read("train", 0) and reader.read("train", 14)
     with pytest.raises(BadSample, match="status 403"):
         reader.read("train", 8)
+
+
+def test_proxies_of_the_environment_are_used(
+    proxy: FaultProxy, manifest: Manifest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("http_proxy", proxy.url)
+    proxy.rewrite = lambda path: path.removeprefix("http://shards.invalid")
+    reader = ShardReader(open_shards("http://shards.invalid", tmp_path, patience=QUICK))
+    assert reader.read("train", 8) == ShardReader(manifest).read("train", 8)

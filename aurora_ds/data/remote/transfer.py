@@ -192,12 +192,23 @@ def _filesystem(protocol: str) -> Any:
     if key not in _filesystems:
         try:
             # Threads may come here together; all get the same one.
-            _filesystems.setdefault(key, fsspec.filesystem(protocol, skip_instance_cache=True))
+            made = fsspec.filesystem(protocol, skip_instance_cache=True, **_options(protocol))
+            _filesystems.setdefault(key, made)
         except ImportError as error:
             raise AuroraError(
                 f"{protocol}:// needs the package {PROTOCOLS[protocol]}: pip install 'aurora_ds[remote]'."
             ) from error
     return _filesystems[key]
+
+
+def _options(protocol: str) -> dict[str, Any]:
+    """Options of a filesystem that its configuration files and variables (FSSPEC_…) do not set."""
+    from fsspec.config import conf
+
+    if protocol not in ("http", "https") or "client_kwargs" in conf.get(protocol, {}):
+        return {}
+    # As the clients of the other protocols do: proxies and passwords from the environment and ~/.netrc.
+    return {"client_kwargs": {"trust_env": True}}
 
 
 def _read(filesystem: Any, url: str, start: int, end: int, seconds: float) -> bytes:
