@@ -89,7 +89,7 @@ class MediaReader:
         self._readers = [readers[id(manifest)] for manifest, _ in splits]
         self._kept: OrderedDict[tuple[int, int, int], Medium] = OrderedDict()
         self._room = buffer_mb * 2**20
-        self._fetched: dict[tuple[int, int], Sample] = {}
+        self._fetched: dict[tuple[int, int], Sample | BadSample] = {}
 
     def read(self, source: int, medium: int, turn: int = 0, keep: bool = False) -> Medium:
         """A medium, decoded; from the buffer where it is. `keep`: it will be asked for again. Raises BadSample."""
@@ -98,6 +98,8 @@ class MediaReader:
             self._kept.move_to_end(place)
             return self._kept[place]
         sample = self._fetched.get((source, medium)) or self._fetch(source, medium)
+        if isinstance(sample, BadSample):
+            raise sample
         found = Medium(sample.key, sample.record, self._decode(sample, place))
         if keep and found.bytes <= self._room:
             self._kept[place] = found
@@ -109,8 +111,8 @@ class MediaReader:
     def fetch(self, places: Iterable[tuple[int, int, int]]) -> None:
         """Reads the bytes of media (source, medium, turn) that `read` will be asked for next, FETCHED_BYTES at most.
 
-        One after the other they are read in half the time that they take between decoding. What is unreadable here is
-        left to `read`.
+        One after the other they are read in half the time that they take between decoding. What is unreadable is told
+        by `read`.
         """
         self._fetched.clear()
         places = [place for place in places if self._place(*place) not in self._kept]
@@ -123,11 +125,10 @@ class MediaReader:
             if size > FETCHED_BYTES:
                 break
             try:
-                sample = self._fetch(source, medium)
-            except BadSample:
-                continue
-            size += sum(len(part.content) for part in sample.parts)
-            self._fetched[source, medium] = sample
+                sample = self._fetched[source, medium] = self._fetch(source, medium)
+                size += sum(len(part.content) for part in sample.parts)
+            except BadSample as error:
+                self._fetched[source, medium] = error
 
     def _fetch(self, source: int, medium: int) -> Sample:
         self.note(source, medium)
