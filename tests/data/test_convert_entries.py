@@ -174,6 +174,18 @@ def test_entries_that_contradict_each_other(convert_entries: Converted, second: 
         convert_entries([Entry("train", "0.jpg", "captions", "a", key=4, extra={"image_id": 1}), second])
 
 
+def test_half_a_surrogate_pair_stops_nothing(convert_entries: Converted, tmp_path: Path) -> None:
+    half = json.loads('"\\ud83d"')
+    entries = [
+        Entry("val", "0.jpg", "captions", f"smile {half}"),
+        Entry("val", f"{half}.jpg", "captions", "no such file"),
+        Reject("val", f"{half}.png", half),
+    ]
+    results = convert_entries(entries, {"ground_truth": True}, max_rejects=2)
+    assert results["rejects"] == 2 and records(tmp_path / "out", "val")[0]["captions"] == ["smile ?"]
+    assert json.loads((tmp_path / "out/val_gt.json").read_text())["annotations"][0]["caption"] == "smile ?"
+
+
 def test_limit_keeps_the_first_media_with_all_their_entries(
     convert_entries: Converted, tmp_path: Path
 ) -> None:

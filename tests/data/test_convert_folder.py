@@ -274,6 +274,12 @@ def test_wrong_options(source: Path, tmp_path: Path, option: dict, message: str)
         convert("folder", source, tmp_path / "out", **option)
 
 
+def test_folders_with_unusual_names(source: Path, small_recipe: Path, tmp_path: Path) -> None:
+    unusual = source.rename(tmp_path / "a b%20#1?ü")
+    convert(small_recipe, unusual, tmp_path / "out %3f#?ö", workers=2)
+    assert len(tars(tmp_path / "out %3f#?ö")) == 3
+
+
 def test_an_output_that_is_a_file(source: Path, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
     with pytest.raises(AuroraError, match="output folder .* cannot be made"):

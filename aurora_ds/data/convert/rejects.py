@@ -47,7 +47,7 @@ class Rejects:
     def write(self, others: Iterable[Reject] = ()) -> None:
         """Writes the file in full or not at all."""
         temporary = self._path.with_name(f".{self._path.name}.partial")
-        with open(temporary, "w", encoding="utf-8") as file:
+        with open(temporary, "w", encoding="utf-8", errors="replace") as file:
             file.writelines(_lines(chain(self._spool.rejects(), self._media, others)))
             file.flush()
             os.fsync(file.fileno())

@@ -70,7 +70,7 @@ class SideFiles:
                 "empty. Put the list into the source folder, or set answer_list.at_least of the recipe lower."
             )
         content = json.dumps(answers, ensure_ascii=False)
-        write_whole(self._output / Path(wanted.file).name, content.encode("utf-8"))
+        write_whole(self._output / Path(wanted.file).name, content.encode("utf-8", "replace"))
 
 
 def _given_answers(recipe: DatasetRecipe, source: Path) -> list[str] | None:
@@ -96,8 +96,8 @@ class _GroundTruth:
         self._path = path
         self._images_path = path.with_name(f".{path.name}.partial")
         self._captions_path = path.with_name(f".{path.name}.captions.partial")
-        self._images = open(self._images_path, "w+", encoding="utf-8")
-        self._captions = open(self._captions_path, "w+", encoding="utf-8")
+        self._images = open(self._images_path, "w+", encoding="utf-8", errors="replace")
+        self._captions = open(self._captions_path, "w+", encoding="utf-8", errors="replace")
         self._images.write('{"images": [')
         self._first, self._next = True, 0
 

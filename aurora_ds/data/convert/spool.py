@@ -57,7 +57,7 @@ class Spool:
     """A finished spool. Media are read by ranges of their numbers; nothing is kept in memory."""
 
     def __init__(self, path: Path):
-        self._database = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+        self._database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
         self._database.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         self.facts = {
             name: json.loads(value) for name, value in self._database.execute("SELECT * FROM facts")
@@ -255,7 +255,8 @@ class _Writing:
 
     def _reject(self, reject: Reject) -> None:
         self._check_split(reject.split)
-        row = (reject.split, reject.media_id, reject.reason)
+        # half of a surrogate pair is no text for SQLite
+        row = [text.encode("utf-8", "replace").decode() for text in vars(reject).values()]
         self._digest.update(_text(["reject", *row]).encode())
         known = self._database.execute(
             "SELECT 1 FROM media WHERE split = ? AND key = ?", (reject.split, _text(reject.media_id))
