@@ -214,6 +214,23 @@ def test_an_expected_shard_that_cannot_be_had_is_told_where_it_is_read(
         reader.read("train", 8)
 
 
+def test_a_process_that_ends_while_shards_come_does_so_at_once_and_in_silence(
+    proxy: FaultProxy, small_parts: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    remote = open_shards(proxy.url, tmp_path)
+    proxy.faults = {f"train-{number:06d}.tar": ["pass", "pass", "hang"] for number in range(6)}
+
+    def work() -> None:
+        ShardReader(remote).expect("train", range(45))
+        time.sleep(0.1)
+
+    process, began = FORK.Process(target=work), time.monotonic()
+    process.start()
+    process.join(30)
+    assert process.exitcode == 0 and time.monotonic() - began < 10
+    assert capfd.readouterr().err == ""
+
+
 def test_proxies_of_the_environment_are_used(
     proxy: FaultProxy, manifest: Manifest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -65,8 +65,8 @@ class CachedStore:
             threading.Thread(target=self._bring, args=(missing,), daemon=True).start()
 
     def _bring(self, shards: deque[str]) -> None:
-        # Who opens a shard that cannot be had meets the error there.
-        with suppress(IndexError, AuroraError):
+        # Who opens a shard that cannot be had meets the error there. RuntimeError: the process is ending.
+        with suppress(IndexError, AuroraError, RuntimeError):
             while True:
                 os.close(self.open(shards.pop()))
 
