@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aurora_ds.config import Sampling
 from aurora_ds.data.sampling import RANDOM_STRATEGIES, STRATEGIES, choose, frame_at
 from aurora_ds.errors import AuroraError
+
+
+def test_the_configuration_offers_every_strategy() -> None:
+    assert get_args(Sampling) == STRATEGIES
 
 
 def steady(frames: int, fps: float = 25.0) -> tuple[np.ndarray, float]:
