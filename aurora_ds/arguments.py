@@ -42,7 +42,7 @@ def add_debug(parser: argparse.ArgumentParser) -> None:
 def add_train(parser: argparse.ArgumentParser) -> None:
     """Arguments of a training run."""
     add_recipe(parser)
-    parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="folder of this run")
+    parser.add_argument("--output", metavar="DIR", type=local_path, required=True, help="folder of this run")
     parser.add_argument(
         "--resume",
         metavar="auto|required|never|PATH",
@@ -97,6 +97,13 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is not at least 1")
     return number
+
+
+def local_path(text: str) -> Path:
+    """An argument type: a path on this machine. A URL would be taken for a folder of that strange name."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{text} is a URL, but this must be a folder on this machine")
+    return Path(text)
 
 
 def module_parser(module: str, about: str) -> argparse.ArgumentParser:

@@ -104,9 +104,15 @@ def _add_shards(commands) -> None:
     )
     convert.add_argument("recipe", metavar="RECIPE", help="a name in shards/ or a YAML path")
     convert.add_argument(
-        "--source", metavar="DIR", type=Path, required=True, help="folder with the raw dataset"
+        "--source",
+        metavar="DIR",
+        type=arguments.local_path,
+        required=True,
+        help="folder with the raw dataset",
     )
-    convert.add_argument("--output", metavar="DIR", type=Path, required=True, help="folder for the shards")
+    convert.add_argument(
+        "--output", metavar="DIR", type=arguments.local_path, required=True, help="folder for the shards"
+    )
     convert.add_argument(
         "--workers", metavar="N", type=arguments.positive, default=1, help="processes (default 1)"
     )

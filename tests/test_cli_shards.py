@@ -60,6 +60,7 @@ def test_a_damaged_shard_is_status_2_and_named(source: Path, tmp_path: Path, cap
         (["shards", "convert", "flikr30k", "--source", ".", "--output", "out"], "Did you mean flickr30k?"),
         (["shards", "convert", "folder", "--source", "nowhere", "--output", "out"], "nowhere"),
         (["shards", "inspect", "nowhere"], "nowhere"),
+        (["shards", "inspect", "pipe:cat x"], "URLs that run a command or chain file systems are refused"),
         (["shards", "verify", "nowhere"], "nowhere"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -74,3 +75,10 @@ def test_wrong_input_is_status_2_and_says_what(
     monkeypatch.chdir(tmp_path)
     assert main(argv) == 2
     assert part in capsys.readouterr().err
+
+
+def test_shards_are_written_to_a_folder_of_this_machine(capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as ended:
+        main(["shards", "convert", "folder", "--source", ".", "--output", "s3://bucket/shards"])
+    assert ended.value.code == 2
+    assert "s3://bucket/shards is a URL, but this must be a folder on this machine" in capsys.readouterr().err
