@@ -31,6 +31,7 @@ readme = here / "README.md"
 fast = ["simplejpeg>=1.8", "torchcodec>=0.9"]
 remote = ["s3fs>=2024.9", "gcsfs>=2024.9", "huggingface_hub>=0.30"]
 ray = ["ray>=2.40"]
+metrics = ["pycocoevalcap>=1.2"]
 
 setup(
     name="aurora_ds",
@@ -74,6 +75,7 @@ setup(
         "fast": fast,
         "remote": remote,
         "ray": ray,
+        "metrics": metrics,
         "dev": [
             *fast,
             *remote,
