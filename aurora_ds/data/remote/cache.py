@@ -1,9 +1,9 @@
 """A folder of whole files named by their sha256, shared by all processes of a machine and bounded in size.
 
-A file appears under its name only when it is complete and its checksum is right.
-While it is made it is NAME.partial, under a lock on NAME.lock that other processes wait for. Locks go with their
-process: what a killed one left behind is found unlocked, and removed. Readers hold a shared lock on the file itself, by
-which files in use are the last to be removed; an open one stays readable even then.
+A file appears under its name only when it is complete and its checksum is right. While it is made it is NAME.partial,
+under a lock on NAME.lock that other processes wait for. Locks go with their process: what a killed one left behind is
+found unlocked, and removed. Readers hold a shared lock on the file itself, by which files in use are the last to be
+removed; an open one stays readable even then.
 """
 
 from __future__ import annotations
@@ -115,10 +115,11 @@ class FileCache:
 
     def _oldest_first(self) -> Iterator[Path]:
         """Whole files by the time of their last opening, those in use after the others."""
-        used = []
-        opened = [
-            (entry.stat().st_mtime_ns, entry.path) for entry in os.scandir(self.folder) if _is_whole(entry)
-        ]
+        used, opened = [], []
+        for entry in os.scandir(self.folder):
+            with suppress(FileNotFoundError):  # a damaged one may be removed at any time
+                if entry.name.endswith(".tar"):
+                    opened.append((entry.stat().st_mtime_ns, entry.path))
         for _, name in sorted(opened):
             if _in_use(Path(name)):
                 used.append(Path(name))
@@ -191,10 +192,6 @@ def _is_at(handle: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(handle), os.stat(path))
     except FileNotFoundError:
         return False
-
-
-def _is_whole(entry: os.DirEntry[str]) -> bool:
-    return entry.name.endswith(".tar")
 
 
 def _size(path: Path) -> int:
