@@ -28,16 +28,21 @@ def attend(
     mask: Tensor | None = None,
     dropout: float = 0.0,
     eager: bool = False,
+    score_scale: Tensor | None = None,
 ) -> Tensor:
     """Attention of query (B, heads, Lq, d) over key and value (B, heads, Lk, d) -> (B, heads, Lq, d).
 
     Args:
         mask: bool, broadcastable to (B, heads, Lq, Lk); False positions get probability 0.
         dropout: on the probabilities; the caller passes 0 outside training.
+        score_scale: factors on the scores, broadcastable to (B, heads, Lq, Lk), as if each query saw scaled keys of
+        its own. The fused kernels cannot do that, so the score matrix is formed.
     """
-    if not eager:
+    if not eager and score_scale is None:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
     scores = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
+    if score_scale is not None:
+        scores = scores * score_scale
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     probabilities = F.dropout(scores.softmax(dim=-1), dropout, training=dropout > 0)

@@ -98,13 +98,19 @@ class CrossAttention(nn.Module):
         (key, value), query = image_kv, self.query(states)
         if image_index is not None:
             key, value = key.index_select(0, image_index), value.index_select(0, image_index)
-        if key_scale is not None:
-            key = key * key_scale[:, None, :, None]
+        score_scale = None
         if group_size is not None:
             # the texts of an image become one long row of queries over that image's keys, which are not repeated
             query = query.reshape(key.shape[0], -1, query.shape[-1])  # (images, group_size·L, H)
+            if key_scale is not None:
+                # nor are they scaled for each text: scaling the scores is the same
+                each = key_scale.repeat_interleave(states.shape[1], dim=0)  # (B·L, N)
+                score_scale = each.reshape(key.shape[0], 1, -1, key.shape[2])
+        elif key_scale is not None:
+            key = key * key_scale[:, None, :, None]
         (query,) = split_heads(query, 1, self.heads)
-        context = attend(query, key, value, None, self.dropout if self.training else 0.0, self.eager)
+        dropout = self.dropout if self.training else 0.0
+        context = attend(query, key, value, None, dropout, self.eager, score_scale)
         return merge_heads(context).reshape(states.shape)
 
 
@@ -218,7 +224,8 @@ class TextEncoder(nn.Module):
             image_index: int64 (B,), the row of `image_kv` that each text sees.
             group_size: texts per image, when rows come in groups of that many per image, in the order of `image_kv`:
                 B = images · group_size. The same numbers as repeating keys and values, without doing it.
-            key_scale: (B, N) factors on each pair's keys; with `group_size` (images, N).
+            key_scale: (B, N) factors on the keys that each text sees. With `group_size` the scores are scaled in their
+                place and are formed whole: (images, heads, group_size·L, N) numbers in each layer.
         Raises:
             AuroraError: a text longer than the position embedding.
             ValueError: rows, images and grouping do not fit together.

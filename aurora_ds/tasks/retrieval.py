@@ -1,4 +1,4 @@
-"""Image-text retrieval: contrastive loss with queue and soft targets, matching loss with hard negatives
+"""Image-text and video-text retrieval: contrastive loss with queue and soft targets, matching loss with hard negatives
 (BLIP §3.2).
 
 The task is the module that the engine wraps: `forward(batch)` gives the losses, `forward(batch, what=…)`
@@ -25,6 +25,7 @@ from aurora_ds.prompts import ContextEnhancement, Prompts
 from aurora_ds.tasks.collectives import RowExchange, gather_rows, sum_over_ranks, world
 from aurora_ds.tasks.contrast import Features, contrastive_loss
 from aurora_ds.tasks.feature_queue import FeatureQueue
+from aurora_ds.tasks.frame_attention import frame_scales
 from aurora_ds.tasks.momentum import ModelFactory, SlotMomentum, TwinMomentum
 from aurora_ds.tasks.negatives import draw, keyed_uniform
 
@@ -241,7 +242,18 @@ class RetrievalTask(nn.Module):
             other_tokens, other_frames = None, frames[negative_image]
             other_ids, other_mask = ids[negative_text], mask[negative_text]
 
-        scales = self._frame_scales(frames, other_frames, text, candidates.text, negative_text, tokens)
+        scales = None
+        if self._weighs(frames):
+            scales = torch.cat(
+                [
+                    frame_scales(of_text, of_frames, tokens.shape[1])
+                    for of_text, of_frames in (
+                        (text, frames),
+                        (text, other_frames),
+                        (candidates.text[negative_text], frames),
+                    )
+                ]
+            ).to(tokens.dtype)
         states = self._pair_states(
             tokens, other_tokens, negative_image, ids, mask, other_ids, other_mask, scales, trace
         )
@@ -294,28 +306,9 @@ class RetrievalTask(nn.Module):
         other_ids, other_mask = texts.fetch(packed).chunk(2, dim=1)
         return images.fetch(tokens), images.fetch(frames.detach()), other_ids, other_mask
 
-    def _frame_scales(
-        self,
-        frames: Tensor,
-        other_frames: Tensor,
-        text: Tensor,
-        all_text: Tensor,
-        negative_text: Tensor,
-        tokens: Tensor,
-    ) -> Tensor | None:
-        """Frame-aware attention (Aurora §3.4 as released): keys of a frame's patches times s_t =
-        T·softmax_t(cos(text, frame)/4), without gradient, for (positives, negative images, negative texts):
-        (3B, T·(N+1))."""
-        count = frames.shape[1]
-        if self.options.frame_weights == "off" or count == 1:
-            return None
-        with torch.no_grad():
-            pairs = ((text, frames), (text, other_frames), (all_text[negative_text], frames))
-            scale = torch.cat([torch.einsum("be,bte->bt", t, f) for t, f in pairs])
-            scale = count * (scale / 4).softmax(1)
-            patches = scale[:, :, None].repeat(1, 1, tokens.shape[1] // count)
-            patches[:, :, 0] = 1.0  # each frame's first token is left alone
-            return patches.flatten(1).to(tokens.dtype)
+    def _weighs(self, frames: Tensor) -> bool:
+        """Whether the frames (B, T, E) of a clip get weights: an image has nothing to weigh."""
+        return self.options.frame_weights != "off" and frames.shape[1] > 1
 
     def _pair_states(
         self,
@@ -349,7 +342,7 @@ class RetrievalTask(nn.Module):
             positive, other = own.unflatten(0, (rows, 2)).unbind(1)
             crossed = encoder(ids, mask, image_kv=other_keys, image_index=index)
         else:
-            # the scale of a key depends on the text, so grouped keys cannot be shared
+            # grouped, attention would form its whole score matrix, and keep it for the backward pass
             positive_scale, crossed_scale, other_scale = scales.chunk(3)
             positive = encoder(ids, mask, image_kv=keys, key_scale=positive_scale)
             crossed = encoder(ids, mask, image_kv=other_keys, image_index=index, key_scale=crossed_scale)
@@ -366,9 +359,10 @@ class RetrievalTask(nn.Module):
         return {}
 
     def encode_images(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """-> `tokens` (B, T·(N+1), D), `feature` (B, E) fp32."""
-        tokens, feature, _ = self._image_features(self.model, batch["image"])
-        return {"tokens": tokens, "feature": feature}
+        """-> `tokens` (B, T·(N+1), D), `feature` (B, E) fp32; with frame-aware attention also `frames` (B, T, E) fp32."""
+        tokens, feature, frames = self._image_features(self.model, batch["image"])
+        weighed = self._weighs(frames) and self.options.frame_weights == "consistent"
+        return {"tokens": tokens, "feature": feature} | ({"frames": frames} if weighed else {})
 
     def encode_texts(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """-> `feature` (B, E) fp32."""
@@ -379,14 +373,19 @@ class RetrievalTask(nn.Module):
         return {"image_kv": self.model.text_encoder.image_kv(batch["tokens"])}
 
     def match(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """`tokens` (1, N, D) or ready `image_kv` of one image, texts (P, L) -> `logits` (P, 2) fp32. Texts
-        start with any first token; the matching token is put there."""
+        """`tokens` (1, N, D) or ready `image_kv` of one image, texts (P, L), perhaps `key_scale` (P, N) -> `logits`
+        (P, 2) fp32. Texts start with any first token; the matching token is put there."""
         keys = batch.get("image_kv") or self.model.text_encoder.image_kv(batch["tokens"])
         ids = batch["input_ids"].clone()
         ids[:, 0] = self.config.backbone.text.enc_id
-        states = self.model.text_encoder(ids, batch["attention_mask"], image_kv=keys, group_size=len(ids))[
-            :, 0
-        ]
+        scale = batch.get("key_scale")
+        states = self.model.text_encoder(
+            ids,
+            batch["attention_mask"],
+            image_kv=keys,
+            group_size=len(ids),
+            key_scale=None if scale is None else scale.to(keys[0][0].dtype),
+        )[:, 0]
         term = self.context.evaluation_term()
         if term is not None:
             states = states + term.to(states)

@@ -71,6 +71,19 @@ def test_key_scale_multiplies_the_keys_of_a_pair(small_model, tokens, texts):
     torch.testing.assert_close(encoder(*texts(3, 5), keys, key_scale=scale), encoder(*texts(3, 5), scaled))
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_texts_of_one_image_may_each_scale_its_keys(small_model, tokens, texts, attention):
+    encoder = small_model.text_encoder
+    for layer in encoder.encoder.layer:
+        layer.crossattention.self.eager = attention == "eager"
+    scale = torch.rand(6, tokens.shape[1]) + 0.5
+    ids, mask = texts(6, 5)
+    keys = encoder.image_kv(tokens[:2])
+    repeated = torch.arange(2).repeat_interleave(3)
+    expected = encoder(ids, mask, keys, image_index=repeated, key_scale=scale)
+    torch.testing.assert_close(encoder(ids, mask, keys, group_size=3, key_scale=scale), expected)
+
+
 def test_residual_is_added_where_there_is_an_image_only(small_model, tokens, texts):
     encoder, calls = small_model.text_encoder, []
     keys = encoder.image_kv(tokens)
