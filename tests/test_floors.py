@@ -33,7 +33,10 @@ FLOOR = {part: number for number, parts in enumerate(FLOORS) for part in parts}
 STRANGERS = {1, 2}
 KERNELS_MAY_IMPORT = {"torch", "triton"}
 # Slow or optional: only inside the function that needs them.
-LAZY = {"deepspeed", "webdataset", "peft", "ray", "tensorboard", "cv2"}
+LAZY = {
+    *("deepspeed", "webdataset", "peft", "ray", "tensorboard", "cv2", "av", "ijson", "simplejpeg", "torchcodec"),
+    *("fsspec", "s3fs", "gcsfs", "aiohttp", "botocore", "huggingface_hub", "megatron", "pycocoevalcap"),
+}
 
 
 def modules_of(root: Path) -> dict[str, Path]:
