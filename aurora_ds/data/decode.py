@@ -49,7 +49,7 @@ def open_with_extension(
         decode_jpeg = _jpeg_decoder(decoder)
         pixels = decode_jpeg(content, image) if decode_jpeg and image.format in ("JPEG", "MPO") else None
         try:
-            return (_rgb(image) if pixels is None else Image.fromarray(pixels)), EXTENSIONS[image.format]
+            return (_rgb(image) if pixels is None else _image(pixels)), EXTENSIONS[image.format]
         except _DAMAGE as error:
             raise BadSample(f"Image {name} cannot be decoded: {error}.", reason="decode") from error
 
@@ -102,6 +102,13 @@ def _rgb(image: Image.Image) -> Image.Image:
         if values.max() > 255:
             image = Image.fromarray((values >> 8).astype(np.uint8))
     return image.convert("RGB")
+
+
+def _image(pixels: np.ndarray) -> Image.Image:
+    """uint8 (H, W, 3) -> RGB; unlike Image.fromarray, memory that is written in full is not cleared before."""
+    image = Image.new("RGB", (pixels.shape[1], pixels.shape[0]), None)
+    image.frombytes(pixels)
+    return image
 
 
 @cache

@@ -7,6 +7,7 @@ before it.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -365,3 +366,5 @@ def _prepare_worker(worker: int) -> None:
     # The tokenizers library warns once per fork unless told that its threads are not wanted here.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     keep_freed_memory()
+    # Objects of the main process need no collecting here; looking at them would copy their pages.
+    gc.freeze()
