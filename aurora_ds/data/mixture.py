@@ -77,9 +77,8 @@ class Source:
                 f"Split {split!r} in {manifest.store.place} has no {kind} to train on. `aurora-ds shards inspect "
                 f"{manifest.store.place}` shows what it has."
             )
-        self.bounds = (
-            self._first_pairs
-        )  # int64 (shards + 1,): the first unit of each shard, then their number
+        # int64 (shards + 1,): the first unit of each shard, then their number
+        self.bounds = self._first_pairs
         self._annotated: np.ndarray | None = None
         if expand == "media":
             self.bounds = self._first_media

@@ -12,8 +12,8 @@ webdataset: shards through `webdataset.WebDataset`, shuffle(1000), decode("pil")
 loader_pillow: the loader with data.image_decoder=pillow, as others decode.
 
 Every contender goes through the images four times without a break (the loader by a weight of 4 in data.mix); the clock
-runs from before the first worker starts to the last batch. Worker memory is that of the same two workers near the end of
-the first, second and third time through the images: pages that are a worker's own (USS).
+runs from before the first worker starts to the last batch. Worker memory is that of the same two workers near the end
+of the first, second and third time through the images: pages that are a worker's own (USS).
 
     python scripts/bench/loader.py [--quick] [--repeats 5] [--folder DIR]
 """

@@ -249,3 +249,12 @@ def test_slots_come_back_when_nobody_looks_at_them() -> None:
     del row
     assert memory.take((2, 6)).number == first.number
     assert np.array_equal(memory.rows(0, (2, 2)).shape, (2, 2))
+
+
+@pytest.mark.gpu
+def test_slots_are_pinned_for_a_gpu(run_config: Configs, tokenizer) -> None:
+    plain = list(loader.train_loader(run_config(), tokenizer, 1, 0, 0))
+    for batch, other in zip(
+        loader.train_loader(run_config(workers=2), tokenizer, 1, 0, 0), plain, strict=True
+    ):
+        assert batch["image"].is_pinned() and torch.equal(batch["image"], other["image"])

@@ -14,6 +14,7 @@ from aurora_ds.config import MixEntry
 from aurora_ds.data.mixture import Mixture, Source, open_mixture
 from aurora_ds.data.plan import TrainPlan
 from aurora_ds.errors import AuroraError
+from aurora_ds.recipe import load_config, to_yaml
 
 COUNTS = st.lists(st.lists(st.integers(0, 4), max_size=8), min_size=1, max_size=5).filter(
     lambda shards: any(map(sum, shards))
@@ -92,3 +93,35 @@ def test_the_fingerprint_tells_what_decides_the_order(shards: Path, run_config) 
 def test_a_source_without_annotations_is_refused(shards: Path, manifest) -> None:
     with pytest.raises(AuroraError, match="Split 'train' in .* has no questions to train on"):
         Source(manifest, "train", kind="questions")
+
+
+def recipe(path: Path, data: str) -> str:
+    path.write_text("data:\n" + data)
+    return str(path)
+
+
+def test_a_recipe_may_list_datasets(tmp_path: Path) -> None:
+    text = "  shards: a\n  mix:\n    - {shards: a}\n    - {shards: b, split: extra, weight: 0.5}\n"
+    config = load_config(recipe(tmp_path / "mix.yaml", text))
+    assert [(each.shards, each.split, each.weight) for each in config.data.mix] == [
+        ("a", "train", 1),
+        ("b", "extra", 0.5),
+    ]
+    again = load_config(
+        recipe(tmp_path / "again.yaml", to_yaml(config).partition("data:\n")[2].partition("train:\n")[0])
+    )
+    assert again.data == config.data
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("  mix: [{shards: a}]\n", "data.shards, whose data.eval_split is evaluated, is not set"),
+        ("  shards: a\n  mix: [{shards: a, weigth: 2}]\n", "data.mix.*weigth"),
+        ("  shards: a\n  mix: [{shards: a, weight: 0}]\n", "data.mix.*greater than 0"),
+        ("  shards: a\n  mix: [{weight: 1}]\n", "data.mix.*shards"),
+    ],
+)
+def test_a_wrong_mixture_is_told(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(AuroraError, match=message):
+        load_config(recipe(tmp_path / "mix.yaml", text))
