@@ -53,6 +53,9 @@ class BackboneConfig(_Section):
     """Which frozen model, and the file it comes from."""
 
     name: Literal["blip"] = "blip"
+    head: Literal["retrieval", "vqa", "caption", "nlvr"] = Field(
+        "retrieval", description="which model: what is computed from the image encoder's tokens"
+    )
     checkpoint: str | None = Field(
         None,
         description="published .pth, .safetensors, transformers-format directory, `builtin:world`; null: random",
@@ -93,7 +96,8 @@ class PromptConfig(_Section):
     context: Literal["off", "consistent", "released"] | None = None
     context_scale: float = 0.1
     train_heads: list[str] | None = Field(
-        None, description="which of vision_proj, text_proj, itm_head are trained"
+        None,
+        description="which of vision_proj, text_proj, itm_head (NLVR2: cls_head_0, cls_head_2) are trained",
     )
     momentum_factors: Literal["shared", "ema"] | None = Field(
         None, description="whether U, V, core have a momentum copy"
@@ -189,7 +193,8 @@ class DataConfig(_Section):
     decoded_mb: int = Field(
         64,
         ge=0,
-        description="memory per worker for decoded media, so that another pair of one need not decode it",
+        description="memory per worker for decoded media, so that another pair of one need not decode it; a smaller "
+        "window brings the pairs of a medium together",
     )
     augment: Literal["train", "none"] = Field(
         "train", description="train: crop, flip, RandAugment as published; none: test transform"
