@@ -11,11 +11,11 @@ from torch import Tensor
 
 @torch.no_grad()
 def frame_scales(text: Tensor, frames: Tensor, tokens: int) -> Tensor:
-    """Factors on the keys of each pair's clip: s_t = T·softmax_t(cos(text, frame t)/4) for the patches of frame t, 1 for
-    each frame's first token.
+    """Factors on the keys of each pair's clip: s_t = T·softmax_t(cos(text, frame t)/4) for the patches of frame t, and
+    1 for each frame's first token.
 
     Args:
-        text: features (P, E). frames: features (P, T, E), or (1, T, E) of one clip that all texts see; both of length 1.
+        text: features (P, E) of length 1. frames: features (P, T, E) of length 1, or (1, T, E): one clip for all texts.
         tokens: of a clip, T·(N+1).
     Returns: (P, T·(N+1)), the features' dtype.
     """

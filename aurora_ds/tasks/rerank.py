@@ -3,12 +3,13 @@
 Each image's keys and values are computed once, a pair that both directions want is scored once, and memory
 is bounded by settings (`image_cache_mb`, `pairs_per_batch`), not by the gallery. Work is dealt to ranks in
 fixed batches, so that every number is computed from the same tensors on any number of ranks, and the
-results are equal to the last rank.
+results are equal to the last rank. Clips are images of several frames; where their frames are weighed by the text
+(frame-aware attention), the weights of each pair come from the features of stage one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,26 +19,17 @@ from torch import Tensor
 
 from aurora_ds.config import RetrievalConfig
 from aurora_ds.errors import AuroraError
+from aurora_ds.tasks.candidates import (
+    Forward,
+    Texts,
+    candidates_of_images,
+    candidates_of_texts,
+    features_of_images,
+    features_of_texts,
+)
 from aurora_ds.tasks.collectives import world
+from aurora_ds.tasks.frame_attention import frame_scales
 from aurora_ds.tasks.retrieval_metrics import rank_of_targets, recall
-
-Forward = Callable[..., dict[str, Tensor]]
-
-
-@dataclass
-class Texts:
-    """All captions of a split: token ids per caption, and the medium each describes."""
-
-    input_ids: Sequence[Sequence[int] | Tensor]
-    media_index: Tensor  # (texts,) int64
-    pad_id: int
-
-    def batch(self, indices: Sequence[int], device: torch.device) -> dict[str, Tensor]:
-        """Padded to the longest of the chosen."""
-        rows = [torch.as_tensor(self.input_ids[i]) for i in indices]
-        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.pad_id)
-        mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-        return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
 
 
 @dataclass
@@ -45,11 +37,12 @@ class RetrievalResult:
     """Metrics and what is needed to show them. Equal on every rank."""
 
     metrics: dict[str, float]
-    image_ranks: Tensor  # (images,) best rank of the image's captions
+    image_ranks: Tensor  # (images,) best rank of the image's captions; -1 for an image without any
     text_ranks: Tensor  # (texts,) rank of the caption's image
     text_candidates: Tensor  # (texts, k) image indices
     text_scores: Tensor  # (texts, k)
     pairs_scored: int  # over all ranks
+    frames: int | None = None  # of each clip; None for images
 
 
 def owned_images(count: int, batch_size: int) -> list[int]:
@@ -59,16 +52,19 @@ def owned_images(count: int, batch_size: int) -> list[int]:
 
 
 class _TokenCache:
-    """Image tokens kept between the stages up to a budget; the rest is encoded again.
+    """Image tokens kept between the stages up to a budget; the rest is encoded again. Frame features are all kept.
 
     Whole batches are kept or dropped: encoded again in another company, an image's last bits would differ."""
 
     def __init__(self, megabytes: int) -> None:
         self.left = megabytes * 2**20
         self.tokens: dict[int, Tensor] = {}  # number of the batch among this rank's -> (batch, N, D)
+        self.frames: dict[int, Tensor] = {}  # of the same batches, (batch, T, E), where frames are weighed
         self.idle: Tensor | None = None  # (1, N, D) of any image, for calls that only keep step
 
-    def offer(self, block: int, tokens: Tensor) -> None:
+    def offer(self, block: int, tokens: Tensor, frames: Tensor | None) -> None:
+        if frames is not None:
+            self.frames[block] = frames
         size = tokens.numel() * tokens.element_size()
         if size <= self.left:
             self.left -= size
@@ -97,11 +93,12 @@ def evaluate_retrieval(
         image_shape: of one medium, (3, H, W) or (T, 3, H, W). lockstep: all ranks make the same calls
         (needed under ZeRO-3).
         tail: order of what was no candidate, see `retrieval_metrics`.
-    Raises: AuroraError when reading returned another number of images than the split has.
+    The metrics of clips have `vid` for `img` in their names. An image without captions is in the gallery, but no query.
+    Raises: AuroraError when reading returned another number of images than the split has, or a score is not finite.
     """
     rank, size = world()
     forward({}, what="prepare_evaluation")
-    text_features = _text_features(forward, texts, text_batch_size, device, lockstep)
+    text_features = features_of_texts(forward, texts, text_batch_size, device, lockstep)
     mine = owned_images(images, image_batch_size)
     blocks = [mine[i : i + image_batch_size] for i in range(0, len(mine), image_batch_size)]
     cache = _TokenCache(options.image_cache_mb)
@@ -117,7 +114,7 @@ def evaluate_retrieval(
         features.append(out["feature"])
         cache.idle = out["tokens"][:1].clone()
         seen += len(block)
-        cache.offer(number, out["tokens"])
+        cache.offer(number, out["tokens"], out.get("frames"))
     if seen != len(mine):
         raise AuroraError(
             f"Evaluation read {seen} of {len(mine)} images on rank {rank}; the shards do not match their manifest."
@@ -129,20 +126,31 @@ def evaluate_retrieval(
         ]
 
     dim = text_features.shape[1]
-    image_features = _gather_blocks(features, blocks, images, image_batch_size, dim, device)
+    image_features = features_of_images(features, blocks, images, image_batch_size, dim, device)
     image_k, text_k = min(options.k_test, len(texts.input_ids)), min(options.k_test, images)
     media = texts.media_index.to(device)
 
-    own_texts, rows, image_candidates, image_similarity, similarity_rank = _image_candidates(
+    own_texts, rows, image_candidates, image_similarity, similarity_rank = candidates_of_images(
         features, blocks, text_features, media, image_k, text_batch_size
     )
-    text_candidates, text_similarity_rank = _text_candidates(
+    text_candidates, text_similarity_rank = candidates_of_texts(
         text_features, image_features, media, text_k, text_batch_size
     )
     scores = _Scores(image_candidates, mine, text_candidates)
     pairs = _score_pairs(
-        forward, read_images, scores, cache, texts, options, device, image_batch_size, image_shape, lockstep
+        forward,
+        read_images,
+        scores,
+        cache,
+        texts,
+        text_features,
+        options,
+        device,
+        image_batch_size,
+        image_shape,
+        lockstep,
     )
+    _check_finite(text_features, image_features, scores.image_scores, scores.text_scores)
 
     beta = options.beta
     image_scores = scores.image_scores.to(device)
@@ -165,9 +173,8 @@ def evaluate_retrieval(
         each = rank_of_targets(
             image_candidates, image_scores, rows, own_texts, similarity_rank, len(texts.input_ids), tail
         )
-        best = torch.full((len(mine),), torch.iinfo(torch.int64).max, device=device).scatter_reduce_(
-            0, rows, each, "amin"
-        )
+        best = image_ranks.new_full((len(mine),), -1)
+        best = best.scatter_reduce_(0, rows, each, "amin", include_self=False)
         image_ranks[torch.tensor(mine, device=device)] = best
     if size > 1:
         dist.all_reduce(image_ranks, op=dist.ReduceOp.MAX)
@@ -184,107 +191,30 @@ def evaluate_retrieval(
     if size > 1:
         dist.all_reduce(total)
     image_ranks, text_ranks = image_ranks.cpu(), text_ranks.cpu()
+    frames = image_shape[0] if len(image_shape) == 4 else None
     return RetrievalResult(
-        recall(image_ranks, text_ranks),
+        recall(image_ranks[image_ranks >= 0], text_ranks, "img" if frames is None else "vid"),
         image_ranks,
         text_ranks,
         text_candidates.cpu(),
         text_scores.cpu(),
         int(total),
+        frames,
     )
 
 
-def _text_features(
-    forward: Forward, texts: Texts, batch_size: int, device: torch.device, lockstep: bool
-) -> Tensor:
-    """(texts, E): fixed batches of length-sorted texts, dealt to ranks, gathered."""
-    rank, size = world()
-    order = sorted(range(len(texts.input_ids)), key=lambda i: (len(texts.input_ids[i]), i))
-    chunks = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    features: Tensor | None = None
-    for number in range(-(-len(chunks) // size)):
-        index = number * size + rank
-        if index >= len(chunks) and not lockstep:
-            continue
-        chunk = chunks[min(index, len(chunks) - 1)]
-        out = forward(texts.batch(chunk, device), what="encode_texts")["feature"]
-        if features is None:
-            features = torch.zeros(len(order), out.shape[1], device=device)
-        if index < len(chunks):
-            features[torch.tensor(chunk, device=device)] = out
-    if size > 1:
-        width = torch.tensor(0 if features is None else features.shape[1], device=device)
-        dist.all_reduce(width, op=dist.ReduceOp.MAX)
-        features = torch.zeros(len(order), int(width), device=device) if features is None else features
-        dist.all_reduce(features)  # every row was filled by exactly one rank
-    return features
-
-
-def _gather_blocks(
-    features: list[Tensor],
-    blocks: list[list[int]],
-    images: int,
-    batch_size: int,
-    dim: int,
-    device: torch.device,
-) -> Tensor:
-    """(images, E) on every rank from the blocks each rank encoded."""
-    result = torch.zeros(images, dim, device=device)
-    for block, feature in zip(blocks, features, strict=True):
-        result[block[0] : block[0] + len(block)] = feature
+def _check_finite(*numbers: Tensor) -> None:
+    """Raises AuroraError on every rank when a number of any rank is none: NaN compares as neither better nor worse,
+    and would count as found."""
+    broken = torch.tensor(sum(int((~each.isfinite()).sum()) for each in numbers), device=numbers[0].device)
     if world()[1] > 1:
-        dist.all_reduce(result)
-    return result
-
-
-def _image_candidates(
-    features: list[Tensor],
-    blocks: list[list[int]],
-    text: Tensor,
-    media: Tensor,
-    k: int,
-    batch_size: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Stage one from images to texts, for this rank's images, block by block: the same products on any number of
-    ranks.
-
-    Returns: the captions of the own images (m,); the row of each one's image among the own (m,); per image its top-k
-    texts (rows, k) and their similarities (rows, k); and the contrastive rank of each own caption (m,).
-    """
-    owned, rows, candidates, similarities, ranks = [], [], [], [], []
-    first = 0
-    for feature, block in zip(features, blocks, strict=True):
-        similarity = feature @ text.t()
-        best = similarity.topk(k, dim=1)
-        candidates.append(best.indices)
-        similarities.append(best.values)
-        texts = ((media >= block[0]) & (media <= block[-1])).nonzero().squeeze(1)
-        inside = media[texts] - block[0]
-        targets = similarity[inside, texts]
-        ranks += [
-            (similarity[i] > t[:, None]).sum(1)
-            for i, t in zip(inside.split(batch_size), targets.split(batch_size), strict=True)
-        ]
-        owned.append(texts)
-        rows.append(inside + first)
-        first += len(block)
-    if not features:
-        none = media.new_empty(0)
-        return none, none, media.new_empty(0, k), text.new_empty(0, k), none
-    return tuple(torch.cat(parts) for parts in (owned, rows, candidates, similarities, ranks))
-
-
-def _text_candidates(
-    text: Tensor, image: Tensor, media: Tensor, k: int, batch_size: int
-) -> tuple[Tensor, Tensor]:
-    """Per text its top-k images (texts, k) and the contrastive rank of its own image (texts,); in blocks of
-    texts."""
-    candidates, ranks = [], []
-    for block, target in zip(text.split(batch_size), media.split(batch_size), strict=True):
-        similarity = block @ image.t()
-        candidates.append(similarity.topk(k, dim=1).indices)
-        ranks.append((similarity > similarity.gather(1, target[:, None])).sum(1))
-    return torch.cat(candidates), torch.cat(ranks)
+        dist.all_reduce(broken)
+    if broken:
+        raise AuroraError(
+            f"Evaluation found {int(broken)} features or scores that are not finite numbers, so nothing can be ranked. "
+            "The weights may have diverged, or overflowed in train.precision=fp16: evaluate an earlier checkpoint, or "
+            "with train.precision=fp32."
+        )
 
 
 class _Scores:
@@ -326,6 +256,7 @@ def _score_pairs(
     scores: _Scores,
     cache: _TokenCache,
     texts: Texts,
+    text_features: Tensor,
     options: RetrievalConfig,
     device: torch.device,
     image_batch_size: int,
@@ -351,14 +282,15 @@ def _score_pairs(
     held: Tensor | None = None  # tokens of the batch at hand
     for row, common in enumerate(plan):
         own = row in own_rows
-        number, place = divmod(row, image_batch_size)
+        block, place = divmod(row, image_batch_size)
         if place == 0:
-            held = cache.tokens.pop(number, None)
+            held = cache.tokens.pop(block, None)
             if own and held is None:
                 held = forward({"image": next(again)}, what="encode_images")["tokens"]
-            elif encode[number]:
+            elif encode[block]:
                 forward({"image": idle}, what="encode_images")
         tokens = held[place : place + 1] if own else cache.idle
+        frames = cache.frames[block][place : place + 1] if own and cache.frames else None
         needed = sorted(wanted[row].tolist(), key=lambda t: (len(texts.input_ids[t]), t)) if own else []
         keys = forward({"tokens": tokens}, what="image_keys")["image_kv"]
         chunks = [
@@ -367,7 +299,10 @@ def _score_pairs(
         found: list[Tensor] = []
         for number in range(common):
             chunk = chunks[number] if number < len(chunks) else [0]
-            logits = forward({"image_kv": keys, **texts.batch(chunk, device)}, what="match")["logits"]
+            batch = {"image_kv": keys, **texts.batch(chunk, device)}
+            if frames is not None:
+                batch["key_scale"] = frame_scales(text_features[chunk], frames, tokens.shape[1])
+            logits = forward(batch, what="match")["logits"]
             if number < len(chunks):
                 found.append(logits[:, 1])
         if needed:

@@ -359,7 +359,7 @@ class RetrievalTask(nn.Module):
         return {}
 
     def encode_images(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """-> `tokens` (B, T·(N+1), D), `feature` (B, E) fp32; with frame-aware attention also `frames` (B, T, E) fp32."""
+        """-> `tokens` (B, T·(N+1), D), `feature` (B, E) fp32; where frames are weighed, theirs: `frames` (B, T, E)."""
         tokens, feature, frames = self._image_features(self.model, batch["image"])
         weighed = self._weighs(frames) and self.options.frame_weights == "consistent"
         return {"tokens": tokens, "feature": feature} | ({"frames": frames} if weighed else {})

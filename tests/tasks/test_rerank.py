@@ -7,6 +7,7 @@ import torch
 
 from aurora_ds.config import RetrievalConfig
 from aurora_ds.errors import AuroraError
+from aurora_ds.tasks.candidates import best_of, contrastive_rank
 from aurora_ds.tasks.rerank import Texts, evaluate_retrieval
 from aurora_ds.tasks.retrieval_metrics import rank_of_targets, recall
 
@@ -119,8 +120,58 @@ def test_reading_fewer_images_than_planned_is_an_error():
         )
 
 
+def test_of_equal_similarities_the_higher_index_goes_first():
+    similarity = torch.tensor([[0.5, 0.9, 0.5, 0.5], [0.1, 0.2, 0.3, 0.4], [0.7, 0.7, 0.7, 0.7]])
+    indices, values = best_of(similarity, 2)
+    assert [set(row) for row in indices.tolist()] == [{1, 3}, {3, 2}, {3, 2}]
+    torch.testing.assert_close(values, similarity.gather(1, indices))
+    places = [contrastive_rank(similarity[:1], torch.tensor([column])).item() for column in range(4)]
+    assert places == [3, 0, 2, 1]
+
+
+def test_a_model_that_sees_no_difference_finds_what_chance_finds():
+    media = list(range(20))
+    model = StandIn(20, 20, seed=1)
+    model.image, model.text = torch.ones(20, DIM) / DIM**0.5, torch.ones(20, DIM) / DIM**0.5
+    model.match_scores = torch.zeros(20, 20)
+    result = evaluate(model, 20, media, k=4)
+    assert sorted(result.text_ranks.tolist()) == sorted(result.image_ranks.tolist()) == media
+    assert (result.metrics["txt_r1"], result.metrics["img_r5"]) == (5.0, 25.0)
+    assert (result.metrics["txt_mdR"], result.metrics["img_mnR"]) == (10.5, 10.5)
+
+
+def test_many_captions_of_one_medium_each_ask_for_it_and_the_best_of_them_is_its_answer():
+    media = [0] * 5 + [1] + [2] * 3
+    model = StandIn(4, 9, seed=2)  # medium 3 has no caption: it is in the gallery, and asks for nothing
+    result = evaluate(model, 4, media, k=9)
+    scores = model.match_scores
+    for image in range(3):
+        own = [t for t, medium in enumerate(media) if medium == image]
+        assert int(result.image_ranks[image]) == int((scores[image] > scores[image, own].max()).sum())
+    expected = [int((scores[:, t] > scores[medium, t]).sum()) for t, medium in enumerate(media)]
+    assert result.text_ranks.tolist() == expected
+    assert int(result.image_ranks[3]) == -1
+    assert result.metrics["txt_mnR"] == pytest.approx(float(result.image_ranks[:3].double().mean()) + 1)
+
+
+@pytest.mark.parametrize("broken", ["image", "text", "match_scores"])
+def test_scores_that_are_no_numbers_are_an_error_and_not_a_hit(broken):
+    model = StandIn(8, 8, seed=0)
+    getattr(model, broken)[3] = float("nan")
+    with pytest.raises(AuroraError, match="not finite"):
+        evaluate(model, 8, list(range(8)), k=8)
+
+
 def test_recall_names_and_percentages():
     metrics = recall(torch.tensor([0, 4, 9, 30]), torch.tensor([0, 0, 0, 5]))
     assert (metrics["txt_r1"], metrics["txt_r5"], metrics["txt_r10"]) == (25.0, 50.0, 75.0)
     assert (metrics["img_r1"], metrics["img_r5"], metrics["img_r10"]) == (75.0, 75.0, 100.0)
     assert metrics["r_mean"] == pytest.approx((50.0 + (75 + 75 + 100) / 3) / 2)
+    assert (metrics["txt_mdR"], metrics["txt_mnR"], metrics["img_mdR"], metrics["img_mnR"]) == (
+        7.5,
+        11.75,
+        1.0,
+        2.25,
+    )
+    clips = recall(torch.tensor([0, 4, 9, 30]), torch.tensor([0, 0, 0, 5]), "vid")
+    assert clips == {name.replace("img_", "vid_"): value for name, value in metrics.items()}
