@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from aurora_ds.config import BackboneConfig, RunConfig
-
-HEADS = ("vision_proj", "text_proj", "itm_head")
+from aurora_ds.presets import HEADS
 
 
 def contradictions(config: RunConfig) -> list[str]:
@@ -24,6 +23,12 @@ def _backbone_rules(backbone: BackboneConfig) -> list[tuple[bool, str]]:
         ),
         _multiple("backbone.text.width", text.width, "backbone.text.heads", text.heads),
         (
+            backbone.head == "retrieval"
+            or (backbone.momentum_weights, backbone.queue_weights) == ("ignore",) * 2,
+            f"backbone.head={backbone.head} has neither momentum weights nor queues: backbone.momentum_weights and "
+            "backbone.queue_weights must be ignore",
+        ),
+        (
             0 <= least_id and largest_id < text.vocab_size,
             f"special ids of backbone.text ({least_id} to {largest_id}) must lie in its vocab_size ({text.vocab_size})",
         ),
@@ -33,9 +38,14 @@ def _backbone_rules(backbone: BackboneConfig) -> list[tuple[bool, str]]:
 def _run_rules(config: RunConfig) -> list[tuple[bool, str]]:
     prompts, retrieval, train = config.prompts, config.retrieval, config.train
     positions = config.backbone.text.max_positions
-    unknown_heads = [head for head in prompts.train_heads or [] if head not in HEADS]
+    heads = HEADS[config.backbone.head]
+    unknown_heads = [head for head in prompts.train_heads or [] if head not in heads]
     least, most = config.data.crop_scale
     return [
+        (
+            config.backbone.head == config.task,
+            f"backbone.head ({config.backbone.head}) must be the model of the task ({config.task})",
+        ),
         _multiple(
             "train.global_batch_size", train.global_batch_size, "train.accumulation", train.accumulation
         ),
@@ -50,7 +60,7 @@ def _run_rules(config: RunConfig) -> list[tuple[bool, str]]:
         ),
         (
             not unknown_heads,
-            f"prompts.train_heads names {', '.join(unknown_heads)}, but the heads are {', '.join(HEADS)}",
+            f"prompts.train_heads names {', '.join(unknown_heads)}, but the heads are {', '.join(heads) or 'none'}",
         ),
         (
             2 <= retrieval.max_tokens <= positions,

@@ -10,13 +10,20 @@ from __future__ import annotations
 from aurora_ds.config import PromptConfig, RetrievalConfig, RunConfig
 from aurora_ds.errors import AuroraError
 
+HEADS = {  # by backbone.head: what a model has that is trained beside its prompts
+    "retrieval": ("vision_proj", "text_proj", "itm_head"),
+    "vqa": (),
+    "caption": (),
+    "nlvr": ("cls_head_0", "cls_head_2"),
+}
+
 PROMPT_PRESETS = {
     "aurora": {
         "form": "tucker",
         "dropout_position": "shared",
         "mlp_layout": "block",
         "context": "consistent",
-        "train_heads": ["vision_proj", "text_proj", "itm_head"],
+        "train_heads": ["vision_proj", "text_proj", "itm_head", "cls_head_0", "cls_head_2"],
         "momentum_factors": "ema",
     },
     "released": {
@@ -24,7 +31,7 @@ PROMPT_PRESETS = {
         "dropout_position": "released",
         "mlp_layout": "interleaved",
         "context": "released",
-        "train_heads": ["vision_proj", "itm_head"],
+        "train_heads": ["vision_proj", "itm_head", "cls_head_0", "cls_head_2"],
         "momentum_factors": "shared",
     },
 }
@@ -42,6 +49,9 @@ def with_preset(config: RunConfig) -> RunConfig:
         AuroraError: a combination that has no meaning (interleaved MLP columns in the CP form).
     """
     config = config.model_copy(deep=True)
+    if config.prompts.train_heads is None:
+        heads = PROMPT_PRESETS[config.prompts.preset]["train_heads"]
+        config.prompts.train_heads = [name for name in heads if name in HEADS[config.backbone.head]]
     config.prompts = with_prompt_preset(config.prompts)
     _fill(config.retrieval, RETRIEVAL_PRESETS[config.prompts.preset])
     return config

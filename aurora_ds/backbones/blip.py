@@ -42,9 +42,7 @@ class BlipRetrieval(nn.Module):
 
     def query_layers(self) -> list[tuple[str, nn.Module, int]]:
         """(name, layer, width H) of the layers that have a `residual`."""
-        width = self.config.text.width
-        layers = self.text_encoder.encoder.layer
-        return [(f"text_encoder.encoder.layer.{i}", layer, width) for i, layer in enumerate(layers)]
+        return self.text_encoder.query_layers("text_encoder")
 
     def heads(self) -> dict[str, str]:
         """Name -> module path of the heads, always in the same order."""

@@ -20,8 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from aurora_ds.backbones import transformers_format
-from aurora_ds.backbones.blip import BlipRetrieval
+from aurora_ds.backbones import blip_nlvr, transformers_format
+from aurora_ds.backbones.models import BlipModel, new_model
 from aurora_ds.backbones.published import (
     published_tensors,
     resize_positions,
@@ -40,6 +40,11 @@ __all__ = [
 BUILT_IN = {"builtin:world": Path(__file__).parent.parent / "quickstart" / "assets" / "backbone.safetensors"}
 OPTIONAL = ("temp",)  # models made for inference alone do not store it; BLIP's initial value stands in
 HEADS = ("vision_proj.", "text_proj.", "itm_head.")
+STARTS_FROM = {
+    "vqa": "question answering (backbone.head=vqa) starts from a VQA or a pre-trained checkpoint",
+    "caption": "captioning (backbone.head=caption) starts from a captioning or a pre-trained checkpoint",
+    "nlvr": "two-image reasoning (backbone.head=nlvr) starts from an NLVR2 or a pre-trained checkpoint",
+}
 CHUNK = 1 << 20
 
 
@@ -47,12 +52,15 @@ CHUNK = 1 << 20
 class LoadedBackbone:
     """A model with its weights, and what else the file held when it was asked for."""
 
-    model: BlipRetrieval
+    model: BlipModel
     momentum: dict[str, Tensor] | None  # the `*_m` tensors, under the names of the model's own
     queues: dict[str, Tensor] | None
     aurora: dict[str, Tensor]  # `CP_*` tensors of an Aurora file, `*_m` ones included, under published names
     sha256: str  # of the file with the weights
     name: str  # the file's name, or `builtin:…`
+    fresh: tuple[
+        str, ...
+    ] = ()  # tensors that the file cannot have and that were drawn at random, published names
 
 
 def load_backbone(config: BackboneConfig, dtype: torch.dtype = torch.float32) -> LoadedBackbone:
@@ -65,7 +73,7 @@ def load_backbone(config: BackboneConfig, dtype: torch.dtype = torch.float32) ->
             named); missing or unexpected tensors (listed); momentum weights or queues asked for and not there.
     """
     if config.checkpoint is None:
-        model = _with_dtype(BlipRetrieval(config), dtype)
+        model = _with_dtype(new_model(config), dtype)
         return LoadedBackbone(model, None, None, {}, _fingerprint(model), f"{config.name} (random weights)")
     path = resolve_checkpoint(config.checkpoint)
     file = transformers_format.weights_file(path) if path.is_dir() else path
@@ -73,12 +81,15 @@ def load_backbone(config: BackboneConfig, dtype: torch.dtype = torch.float32) ->
     if path.is_dir():
         transformers_format.check_sizes(path, config)
         state = transformers_format.to_original(state)
-    tensors = sort_published(state)
+    tensors, fresh = sort_published(state, config.head), []
     _check_architecture(tensors.online, config, path)
+    if config.head == "nlvr":
+        tensors.online, fresh = blip_nlvr.from_pretrained(tensors.online, config.text)
     with torch.device("meta"):  # names and shapes only: the weights come from the file
-        model = BlipRetrieval(config)
+        model = new_model(config)
     own = model.state_dict()
-    model.load_state_dict(_fit(tensors.online, own, path, dtype), assign=True)
+    advice = STARTS_FROM.get(config.head)
+    model.load_state_dict(_fit(tensors.online, own, path, dtype, advice=advice), assign=True)
     if config.momentum_weights == "read":
         expected = {n: t for n, t in own.items() if not n.startswith(("temp", "itm_head."))}
         if not tensors.momentum:
@@ -100,6 +111,7 @@ def load_backbone(config: BackboneConfig, dtype: torch.dtype = torch.float32) ->
         tensors.aurora,
         _sha256(file),
         config.checkpoint if config.checkpoint in BUILT_IN else path.name,
+        tuple(fresh),
     )
 
 
@@ -152,16 +164,17 @@ def sizes_of(state: Mapping[str, Tensor]) -> dict[str, int | float]:
             sizes.update({key.replace("__", "."): state[name].shape[axis] for key, axis in keys.items()})
 
     read("visual_encoder.patch_embed.proj.weight", vision__width=0, vision__patch_size=3)
-    read("text_encoder.embeddings.word_embeddings.weight", text__vocab_size=0, text__width=1)
-    read("text_encoder.embeddings.position_embeddings.weight", text__max_positions=0)
-    read("text_encoder.encoder.layer.0.intermediate.dense.weight", text__intermediate=0)
+    text = "text_decoder.bert" if not any(n.startswith("text_encoder.") for n in state) else "text_encoder"
+    read(f"{text}.embeddings.word_embeddings.weight", text__vocab_size=0, text__width=1)
+    read(f"{text}.embeddings.position_embeddings.weight", text__max_positions=0)
+    read(f"{text}.encoder.layer.0.intermediate.dense.weight", text__intermediate=0)
     read("vision_proj.weight", embed_dim=0)
     if "visual_encoder.blocks.0.mlp.fc1.weight" in state:
         hidden, width = state["visual_encoder.blocks.0.mlp.fc1.weight"].shape
         sizes["vision.mlp_ratio"] = hidden / width
     for key, layer in (
         ("vision.depth", r"visual_encoder\.blocks\.(\d+)\."),
-        ("text.depth", r"text_encoder\.encoder\.layer\.(\d+)\."),
+        ("text.depth", rf"{re.escape(text)}\.encoder\.layer\.(\d+)\."),
     ):
         numbers = [int(match[1]) for match in (re.match(layer, name) for name in state) if match]
         if numbers:
@@ -173,8 +186,8 @@ def _check_architecture(state: Mapping[str, Tensor], config: BackboneConfig, pat
     sizes = sizes_of(state)
     if "vision.width" not in sizes or "text.width" not in sizes:
         raise AuroraError(
-            f"{path} is no BLIP checkpoint: it lacks visual_encoder.patch_embed or text_encoder.embeddings. "
-            f"Its names begin with {', '.join(sorted(state)[:4]) or 'nothing known'}."
+            f"{path} is no BLIP checkpoint: it lacks visual_encoder.patch_embed or the embeddings of a "
+            f"text_encoder or text_decoder. Its names begin with {', '.join(sorted(state)[:4]) or 'nothing known'}."
         )
     configured = {key: transformers_format.configured(config, key) for key in sizes}
     different = {
@@ -198,7 +211,12 @@ def _check_architecture(state: Mapping[str, Tensor], config: BackboneConfig, pat
 
 
 def _fit(
-    published: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path, dtype: torch.dtype, what: str = ""
+    published: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+    path: Path,
+    dtype: torch.dtype,
+    what: str = "",
+    advice: str | None = None,
 ) -> dict[str, Tensor]:
     """Published tensors as the model `own` wants them: fused, resized, in `dtype`, in memory of their own."""
     state = split_published(published)
@@ -219,7 +237,9 @@ def _fit(
     ]
     if missing or unexpected or wrong:
         headless = missing and not unexpected and all(n.startswith(HEADS) for n in missing)
-        if headless:
+        if advice is not None:
+            advice = f"It seems to be made for another task: {advice}."
+        elif headless:
             advice = (
                 "It seems to be made for another task (captioning, question answering): retrieval starts from a "
                 "pre-trained or a retrieval checkpoint."
@@ -241,10 +261,12 @@ def _fit(
     return result
 
 
-def _with_dtype(model: BlipRetrieval, dtype: torch.dtype) -> BlipRetrieval:
-    temperature = model.temp.data
+def _with_dtype(model: BlipModel, dtype: torch.dtype) -> BlipModel:
+    temperature = getattr(model, "temp", None)
+    value = None if temperature is None else temperature.data
     model.to(dtype)
-    model.temp.data = temperature
+    if temperature is not None:
+        model.temp.data = value
     return model
 
 
@@ -262,7 +284,7 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _fingerprint(model: BlipRetrieval) -> str:
+def _fingerprint(model: BlipModel) -> str:
     """Tells random models of different seeds or sizes apart; the beginning of each tensor does, in a fraction
     of the time."""
     digest = hashlib.sha256()

@@ -18,7 +18,7 @@ from aurora_ds.errors import AuroraError
 
 FUSED = {"attention": ("qkv", ("query", "key", "value")), "crossattention": ("kv", ("key", "value"))}
 SEPARATE_NAME = re.compile(
-    r"(?P<attention>.*\.(?P<kind>(cross)?attention)\.self)\.(?P<part>\w+)\.(?P<leaf>weight|bias)"
+    r"(?P<attention>.*\.(?P<kind>(cross)?attention)\.self[01]?)\.(?P<part>\w+)\.(?P<leaf>weight|bias)"
 )
 
 QUEUES = (
@@ -29,9 +29,21 @@ QUEUES = (
     "queue_ptr",
 )  # the last: pre-training's name for the pointer
 MOMENTUM_PARTS = ("visual_encoder_m", "text_encoder_m", "vision_proj_m", "text_proj_m")
-# Beside a retrieval model, files may hold: position numbers (a buffer), the decoder of pre-training, an unused
-# BERT pooler or word-prediction head. Everything else that is not used is an error.
-IGNORED = re.compile(r"(^|\.)position_ids$|^text_decoder\.|^text_encoder(_m)?\.(pooler|cls)\.")
+# Beside a model, files may hold: position numbers (a buffer), an unused BERT pooler or word-prediction head, and
+# the parts of pre-training that the model has no use for. Everything else that is not used is an error.
+UNUSED = r"(^|\.)position_ids$|^text_encoder(_m)?\.(pooler|cls)\.|^text_decoder\.bert\.pooler\."
+CONTRASTIVE = r"^(vision_proj|text_proj|itm_head)\.|^temp$"
+IGNORED = {
+    "retrieval": re.compile(rf"{UNUSED}|^text_decoder\."),
+    "vqa": re.compile(rf"{UNUSED}|{CONTRASTIVE}"),
+    "caption": re.compile(rf"{UNUSED}|{CONTRASTIVE}"),
+    "nlvr": re.compile(rf"{UNUSED}|{CONTRASTIVE}|^text_decoder\."),
+}
+WORDS, WORD_BIAS = "text_decoder.bert.embeddings.word_embeddings.weight", "text_decoder.cls.predictions.bias"
+TIED = {
+    "text_decoder.cls.predictions.decoder.weight": WORDS,
+    "text_decoder.cls.predictions.decoder.bias": WORD_BIAS,
+}
 
 
 @dataclass
@@ -44,12 +56,16 @@ class PublishedTensors:
     aurora: dict[str, Tensor] = field(default_factory=dict)  # `*_m` copies included, under their own names
 
 
-def sort_published(state: Mapping[str, Tensor]) -> PublishedTensors:
-    """Every tensor of `state` in its place; those that are ignored by declaration are left out."""
+def sort_published(state: Mapping[str, Tensor], head: str = "retrieval") -> PublishedTensors:
+    """Every tensor of `state` in its place, for the model `head`; those that it ignores by declaration are left out.
+
+    Raises AuroraError when a tensor that is stored twice because it is tied has two values."""
     result = PublishedTensors()
-    for name, tensor in state.items():
+    # a captioner takes the decoder of pre-training, but none that was trained beside another text encoder (VQA)
+    pretrained = any(name.startswith(("itm_head.", "vision_proj.")) for name in state)
+    for name, tensor in (_untied(state) if head in ("vqa", "caption") else state).items():
         top, _, rest = name.partition(".")
-        if IGNORED.search(name):
+        if IGNORED[head].search(name) or (head == "caption" and pretrained and top == "text_encoder"):
             continue
         if name in QUEUES:
             result.queues[name] = tensor
@@ -59,6 +75,21 @@ def sort_published(state: Mapping[str, Tensor]) -> PublishedTensors:
             result.momentum[f"{top.removesuffix('_m')}.{rest}"] = tensor
         else:
             result.online[name] = tensor
+    return result
+
+
+def _untied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The projection to the vocabulary is the word embedding: files store both, or either."""
+    result = dict(state)
+    for copy, name in TIED.items():
+        if copy not in result:
+            continue
+        tensor = result.pop(copy)
+        if not torch.equal(result.setdefault(name, tensor), tensor):
+            raise AuroraError(
+                f"'{copy}' differs from '{name}' in the checkpoint; in BLIP they are one tensor. The file was "
+                "changed, or is of another kind of model."
+            )
     return result
 
 

@@ -1,4 +1,5 @@
-"""Directories in transformers' format (BlipForImageTextRetrieval layout): names and sizes, in and out.
+"""Directories in transformers' format: names and sizes. BlipForImageTextRetrieval in and out,
+BlipForQuestionAnswering and BlipForConditionalGeneration in.
 
 Only the file layout is used. Differences of that model: no temperature is stored, its vision LayerNorms
 default to eps 1e-5 (ours keep BLIP's 1e-6 whatever config.json says: the weights were trained so), and
@@ -125,6 +126,8 @@ def check_sizes(folder: Path, config: BackboneConfig) -> None:
     default counts."""
     theirs, different = read_config(folder), {}
     for key, places in SIZES.items():
+        if key == "embed_dim" and config.head != "retrieval":
+            continue  # of a space that the other models do not project to
         value: Any = theirs
         for place in places:
             value = value.get(place) if isinstance(value, dict) else None

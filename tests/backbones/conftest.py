@@ -57,7 +57,7 @@ class Recorded:
                 bos_id=c["tokens"]["bos"],
                 enc_id=c["tokens"]["enc"],
             ),
-            embed_dim=c["embed_dim"],
+            embed_dim=c.get("embed_dim", 256),
             **settings,
         )
 
@@ -65,6 +65,12 @@ class Recorded:
 @pytest.fixture(scope="session")
 def retrieval_record() -> Recorded:
     return Recorded(GOLDENS / "blip_retrieval")
+
+
+@pytest.fixture(scope="session")
+def language_records() -> dict[str, Recorded]:
+    """By backbone.head."""
+    return {head: Recorded(GOLDENS / f"blip_{head}") for head in ("vqa", "caption", "nlvr")}
 
 
 @pytest.fixture(scope="session")

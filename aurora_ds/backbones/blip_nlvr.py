@@ -1,0 +1,136 @@
+"""BLIP for statements about two images (NLVR2; BLIP §4): each text layer attends to both, and a head decides.
+
+The two attentions of a layer have projections of their own. Their results are averaged in the first six layers
+and merged by a linear from the seventh on, whatever the depth, as published.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from aurora_ds.backbones.site import Site
+from aurora_ds.backbones.text import LAYER_NORM_EPS, CrossAttention, KeysValues, TextEncoder, initialise
+from aurora_ds.backbones.vision import VisionTransformer
+from aurora_ds.config import BackboneConfig, TextConfig
+
+MERGE_FROM_LAYER = 6
+
+
+class TwinAddAndNorm(nn.Module):
+    """LayerNorm(dropout(both) + residual), where both is the mean of dense0(x0) and dense1(x1), or their merge."""
+
+    def __init__(self, config: TextConfig, merge: bool) -> None:
+        super().__init__()
+        self.dense0 = nn.Linear(config.width, config.width)
+        self.dense1 = nn.Linear(config.width, config.width)
+        self.merge_layer = nn.Linear(2 * config.width, config.width) if merge else None
+        self.LayerNorm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, first: Tensor, second: Tensor, residual: Tensor) -> Tensor:
+        first, second = self.dense0(first), self.dense1(second)
+        if self.merge_layer is None:
+            both = (first + second) / 2
+        else:
+            both = self.merge_layer(torch.cat([first, second], dim=-1))
+        return self.LayerNorm(self.dropout(both) + residual)
+
+
+class TwinAttentionBlock(nn.Module):
+    """Attention to two images and the end of the sub-layer."""
+
+    def __init__(self, config: TextConfig, vision_width: int, eager: bool, merge: bool) -> None:
+        super().__init__()
+        self.self0 = CrossAttention(config, vision_width, eager)
+        self.self1 = CrossAttention(config, vision_width, eager)
+        self.output = TwinAddAndNorm(config, merge)
+
+    def forward(self, states: Tensor, kv: KeysValues, *arguments: object) -> Tensor:
+        """kv: keys and values of the first image, then of the second, (images, heads, N, d) each."""
+        first, second = self.self0(states, kv[:2], *arguments), self.self1(states, kv[2:], *arguments)
+        return self.output(first, second, states)
+
+
+class TwinTextEncoder(TextEncoder):
+    """TextEncoder whose texts see two images each."""
+
+    def cross_attention(self, config: TextConfig, vision_width: int, eager: bool, layer: int) -> nn.Module:
+        return TwinAttentionBlock(config, vision_width, eager, layer >= MERGE_FROM_LAYER)
+
+    def image_kv(self, first: Tensor, second: Tensor) -> list[KeysValues]:
+        """Tokens of first and second images (pairs, N, D) -> per layer keys and values of both, for `forward`."""
+        blocks = [layer.crossattention for layer in self.encoder.layer]
+        return [block.self0.keys_values(first) + block.self1.keys_values(second) for block in blocks]
+
+    def sites(self, prefix: str) -> list[Site]:
+        """Adaptable linears of every layer: self-attention, then query and key-value per image."""
+        return [
+            Site(path, path, outputs, 1, modality, i, "attention")
+            for i in range(len(self.encoder.layer))
+            for path, outputs, modality in (
+                (f"{prefix}.encoder.layer.{i}.attention.self.qkv", 3, "text"),
+                (f"{prefix}.encoder.layer.{i}.crossattention.self0.query", 1, "cross"),
+                (f"{prefix}.encoder.layer.{i}.crossattention.self0.kv", 2, "cross"),
+                (f"{prefix}.encoder.layer.{i}.crossattention.self1.query", 1, "cross"),
+                (f"{prefix}.encoder.layer.{i}.crossattention.self1.kv", 2, "cross"),
+            )
+        ]
+
+
+class BlipNlvr(nn.Module):
+    """Two images and a statement -> `cls_head` (H -> 2, class 1 = true) on the state of the first token."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.config = config
+        vision, text = config.vision, config.text
+        self.visual_encoder = VisionTransformer(vision, config.attention, config.activation_checkpointing)
+        self.text_encoder = TwinTextEncoder(
+            text, vision.width, config.attention, config.activation_checkpointing
+        )
+        self.cls_head = new_cls_head(text)
+
+    def sites(self) -> list[Site]:
+        """What prompts may adapt: vision blocks first, then text layers."""
+        return self.visual_encoder.sites("visual_encoder") + self.text_encoder.sites("text_encoder")
+
+    def query_layers(self) -> list[tuple[str, nn.Module, int]]:
+        """(name, layer, width H) of the layers that have a `residual`."""
+        return self.text_encoder.query_layers("text_encoder")
+
+    def heads(self) -> dict[str, str]:
+        """Name -> module path of the head's two linears, always in the same order."""
+        return {"cls_head_0": "cls_head.0", "cls_head_2": "cls_head.2"}
+
+
+def new_cls_head(text: TextConfig) -> nn.Sequential:
+    """Linear H -> H, ReLU, linear H -> 2, as torch initialises them."""
+    return nn.Sequential(nn.Linear(text.width, text.width), nn.ReLU(), nn.Linear(text.width, 2))
+
+
+def from_pretrained(state: dict[str, Tensor], text: TextConfig) -> tuple[dict[str, Tensor], list[str]]:
+    """Tensors of a pre-trained BLIP, under published names -> those of BlipNlvr, and the names that are new.
+
+    Each cross-attention becomes both; merge layers and, where there is none, the head are drawn from torch's
+    generator. A file that has two cross-attentions comes back as it is."""
+    if not any(".crossattention.self." in name for name in state):
+        return state, []
+    result: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if ".crossattention.self." in name:
+            copies = [name.replace(".crossattention.self.", f".crossattention.self{i}.") for i in (0, 1)]
+        elif ".crossattention.output.dense." in name:
+            copies = [name.replace(".output.dense.", f".output.dense{i}.") for i in (0, 1)]
+        else:
+            copies = [name]
+        result |= dict.fromkeys(copies, tensor)
+    fresh: dict[str, Tensor] = {}
+    for layer in range(MERGE_FROM_LAYER, text.depth):
+        merge = nn.Linear(2 * text.width, text.width)
+        initialise(merge)
+        prefix = f"text_encoder.encoder.layer.{layer}.crossattention.output.merge_layer"
+        fresh |= {f"{prefix}.{name}": tensor for name, tensor in merge.state_dict().items()}
+    if not any(name.startswith("cls_head.") for name in result):
+        fresh |= {f"cls_head.{name}": tensor for name, tensor in new_cls_head(text).state_dict().items()}
+    return result | fresh, list(fresh)
