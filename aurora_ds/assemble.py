@@ -95,13 +95,16 @@ def copy_vocabulary(folder: Path, assembled: Assembled) -> None:
 
 
 def load_trained(config: RunConfig, adapter: str, loaded: LoadedBackbone | None = None) -> Assembled:
-    """The task with a saved adapter in place; the adapter's own prompts settings win over the recipe's.
+    """The task with a saved adapter in place; the adapter's own prompts settings win over the recipe's, and clips are
+    judged with the frame weights it was trained with, unless the recipe says otherwise.
 
     Raises AuroraError when the adapter belongs to another backbone."""
     _, saved = read_adapter(adapter)
     config = config.model_copy(deep=True)
     config.prompts = attached_config(saved)
     config.train.method = saved.get("method", "aurora")
+    if config.retrieval.frame_weights is None:
+        config.retrieval.frame_weights = saved.get("frame_weights")
     if config.train.method == "full":
         raise AuroraError(
             f"{adapter} holds a fully fine-tuned backbone, not an adapter. Give its file as "

@@ -105,7 +105,7 @@ class PromptConfig(_Section):
 
 
 class RetrievalConfig(_Section):
-    """Image-text retrieval: contrastive loss, matching loss with hard negatives, evaluation in two stages."""
+    """Retrieval of images or clips: contrastive loss, matching loss with hard negatives, evaluation in two stages."""
 
     queue_size: int = Field(57600, ge=0)
     alpha: float = Field(
@@ -124,8 +124,9 @@ class RetrievalConfig(_Section):
     negative_sampling: Literal["keyed", "torch", "argmax"] | None = Field(
         None, description="keyed: by (seed, step, sample); argmax: for tests"
     )
-    frame_weights: Literal["off", "released"] = Field(
-        "off", description="frame-aware attention for clips in training"
+    frame_weights: Literal["off", "consistent", "released"] | None = Field(
+        None,
+        description="frame-aware attention of clips: in training and evaluation, or in training alone (released)",
     )
     k_test: PositiveInt = 256
     beta: float = Field(0.0, description="weight of the contrastive similarity in the re-ranking score")

@@ -1,7 +1,8 @@
 """Evaluation: a task, a split of tar shards, and the metrics of the field, equal on any number of ranks.
 
 `aurora-ds evaluate RECIPE --adapter DIR --output DIR`, or the same through a launcher for many GPUs.
-Without an adapter the frozen backbone itself is judged: the baseline that every number should stand beside.
+Without an adapter the frozen backbone itself is judged: the baseline that every number should stand beside. For
+clips that is the zero-shot protocol: mean of frame features, all frames' tokens in matching, no frame weights.
 """
 
 from __future__ import annotations
@@ -30,6 +31,21 @@ from aurora_ds.runtime.run_folder import replace_file
 from aurora_ds.tasks.rerank import RetrievalResult, Texts, evaluate_retrieval
 
 RESULTS_FILE = "results.json"
+
+_IMAGE_COLUMNS = {
+    "txt_r1": "TR@1",
+    "txt_r5": "TR@5",
+    "txt_r10": "TR@10",
+    "img_r1": "IR@1",
+    "img_r5": "IR@5",
+    "img_r10": "IR@10",
+    "r_mean": "mean",
+}
+_CLIP_COLUMNS = {
+    f"{name}_{metric}": f"{head} {label}"
+    for name, head in (("vid", "T2V"), ("txt", "V2T"))
+    for metric, label in (("r1", "R@1"), ("r5", "R@5"), ("r10", "R@10"), ("mdR", "MdR"), ("mnR", "MnR"))
+} | {"r_mean": "mean"}
 
 
 def evaluate_split(
@@ -71,10 +87,15 @@ def results_record(
     """What results.json says: the metrics, and everything a reader needs to place them."""
     config = assembled.config
     prompts = assembled.task.prompts
+    clips = {
+        "frames": result.frames,
+        "sampling": config.data.video.eval_sampling,
+        "frame_weights": config.retrieval.frame_weights,
+    }
     return {
         "task": config.task,
         "split": config.data.eval_split,
-        "images": len(result.image_ranks),
+        "images" if result.frames is None else "clips": len(result.image_ranks),
         "texts": len(result.text_ranks),
         "metrics": {name: round(value, 4) for name, value in result.metrics.items()},
         "method": "frozen" if adapter is None else config.train.method,
@@ -85,18 +106,21 @@ def results_record(
         "k_test": config.retrieval.k_test,
         "beta": config.retrieval.beta,
         "seed": config.seed,
+        **({} if result.frames is None else clips),
         "pairs_scored": result.pairs_scored,
         "world_size": process_group.world_size(),
         "seconds": round(seconds, 2),
     }
 
 
-def metrics_table(rows: dict[str, dict[str, float]], title: str) -> Table:
-    """name -> metrics, as a table: text retrieval (image to text), image retrieval (text to image), means."""
-    table = Table(title=title)
+def metrics_table(rows: dict[str, dict[str, float]], title: str, caption: str | None = None) -> Table:
+    """name -> metrics, as a table: text retrieval (image to text), image retrieval (text to image), means; for clips
+    also the median and mean ranks."""
+    table = Table(title=title, caption=caption)
     table.add_column("")
-    names = ["txt_r1", "txt_r5", "txt_r10", "img_r1", "img_r5", "img_r10", "r_mean"]
-    for head in ("TR@1", "TR@5", "TR@10", "IR@1", "IR@5", "IR@10", "mean"):
+    columns = _CLIP_COLUMNS if "vid_r1" in next(iter(rows.values()), {}) else _IMAGE_COLUMNS
+    names = list(columns)
+    for head in columns.values():
         table.add_column(head, justify="right")
     for name, metrics in rows.items():
         table.add_row(name, *(f"{metrics[key]:.1f}" for key in names))
@@ -105,8 +129,20 @@ def metrics_table(rows: dict[str, dict[str, float]], title: str) -> Table:
 
 def print_results(record: dict[str, Any]) -> None:
     """The table of one evaluation, on the screen."""
-    title = f"{record['split']}: {record['images']} images, {record['texts']} captions, k {record['k_test']}"
-    Console().print(metrics_table({record["method"]: record["metrics"]}, title))
+    media = "images" if "images" in record else "clips"
+    title = f"{record['split']}: {record[media]} {media}, {record['texts']} captions, k {record['k_test']}"
+    Console().print(metrics_table({record["method"]: record["metrics"]}, title, conditions(record)))
+
+
+def conditions(record: dict[str, Any]) -> str:
+    """What the numbers of a results record depend on, in one line: the table names it."""
+    backbone = record["backbone"]
+    parts = [f"{backbone['name']} (sha256 {str(backbone['sha256'])[:12]})"]
+    if "clips" in record:
+        parts.append(
+            f"{record['frames']} frames {record['sampling']}, frame weights {record['frame_weights']}"
+        )
+    return ", ".join([*parts, f"preset {record['preset']}", f"seed {record['seed']}"])
 
 
 def find_adapter(folder: str | Path) -> Path:
@@ -141,6 +177,10 @@ def run(config: RunConfig, adapter: str | Path | None, output: str | Path) -> di
                 "Nothing to evaluate on: set data.shards=DIR, a folder written by `aurora-ds shards convert`."
             )
         place = None if adapter is None else str(find_adapter(adapter))
+        if place is None and config.retrieval.frame_weights is None:
+            # a backbone that was not trained with frame weights is not judged with them
+            config = config.model_copy(deep=True)
+            config.retrieval.frame_weights = "off"
         assembled = build_task(config) if place is None else load_trained(config, place)
         task = assembled.task.to(process_group.device(), _DTYPES[config.train.precision]).eval()
         if place is None and task.prompts is not None:

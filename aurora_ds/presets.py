@@ -1,7 +1,8 @@
 """What the two presets stand for: every setting that a recipe leaves null is filled in here, in one place.
 
 `released` is the public Aurora code as it runs (parity with its numbers, its quirks included); `aurora` is
-the same method without the quirks: the text projection trains too, matching sees no label leak, and nothing
+the same method without the quirks: the text projection trains too, matching sees no label leak, clips are
+judged as they were trained, and nothing
 depends on the number of ranks.
 """
 
@@ -37,8 +38,18 @@ PROMPT_PRESETS = {
 }
 
 RETRIEVAL_PRESETS = {
-    "aurora": {"momentum_dropout": False, "contrast": "global", "negative_sampling": "keyed"},
-    "released": {"momentum_dropout": True, "contrast": "local", "negative_sampling": "torch"},
+    "aurora": {
+        "momentum_dropout": False,
+        "contrast": "global",
+        "negative_sampling": "keyed",
+        "frame_weights": "consistent",
+    },
+    "released": {
+        "momentum_dropout": True,
+        "contrast": "local",
+        "negative_sampling": "torch",
+        "frame_weights": "released",
+    },
 }
 
 

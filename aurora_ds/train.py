@@ -256,6 +256,7 @@ class Training:
             "method": self.config.train.method,
             "embed_dim": self.config.backbone.embed_dim,
             "temperature": self.task.temperature_value() if self.task.temp is None else float(values["temp"]),
+            "frame_weights": self.config.retrieval.frame_weights,
         }
         # with its configuration, so that export and prediction can build the backbone from the adapter alone
         backbone = self.assembled.backbone | {"config": self.config.backbone.model_dump(mode="json")}
