@@ -187,7 +187,8 @@ def _check_architecture(state: Mapping[str, Tensor], config: BackboneConfig, pat
     if "vision.width" not in sizes or "text.width" not in sizes:
         raise AuroraError(
             f"{path} is no BLIP checkpoint: it lacks visual_encoder.patch_embed or the embeddings of a "
-            f"text_encoder or text_decoder. Its names begin with {', '.join(sorted(state)[:4]) or 'nothing known'}."
+            f"text transformer. Its names begin with {', '.join(sorted(state)[:4]) or 'nothing known'}."
+            + (f" Note that {STARTS_FROM[config.head]}." if config.head in STARTS_FROM else "")
         )
     configured = {key: transformers_format.configured(config, key) for key in sizes}
     different = {
