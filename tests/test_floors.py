@@ -34,7 +34,18 @@ STRANGERS = {1, 2}
 KERNELS_MAY_IMPORT = {"torch", "triton"}
 # Slow or optional: only inside the function that needs them.
 LAZY = {
-    *("deepspeed", "webdataset", "peft", "ray", "tensorboard", "cv2", "av", "ijson", "simplejpeg", "torchcodec"),
+    *(
+        "deepspeed",
+        "webdataset",
+        "peft",
+        "ray",
+        "tensorboard",
+        "cv2",
+        "av",
+        "ijson",
+        "simplejpeg",
+        "torchcodec",
+    ),
     *("fsspec", "s3fs", "gcsfs", "aiohttp", "botocore", "huggingface_hub", "megatron", "pycocoevalcap"),
 }
 

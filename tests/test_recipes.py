@@ -50,3 +50,29 @@ def test_vision_sizes(name: str):
     large = name.endswith("_large")
     assert (vision.width, vision.depth, vision.heads) == ((1024, 24, 16) if large else (768, 12, 12))
     assert vision.drop_path == (0.1 if large else 0.0)
+
+
+CLIPS = {"msrvtt_7k": "random", "msrvtt_9k": "random", "didemo": "clip", "msvd": "random", "vatex": "random"}
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_published_settings_of_clips(name: str):
+    config = load_config(f"retrieval_{name}")
+    train, retrieval, video = config.train, config.retrieval, config.data.video
+    assert (train.lr, train.epochs, train.global_batch_size, train.schedule) == (
+        1e-4,
+        5,
+        8 * 8,
+        "cosine_epoch",
+    )
+    assert (retrieval.k_test, retrieval.negatives, retrieval.beta, retrieval.queue_size) == (
+        128,
+        "all_ranks",
+        1.0,
+        57600,
+    )
+    assert (retrieval.max_words, retrieval.max_tokens) == (40, 35)
+    assert (config.prompts.rank, config.backbone.vision.image_size, video.frames) == (64, 224, 8)
+    assert (video.train_sampling, video.eval_sampling) == (CLIPS[name], "uniform")
+    assert with_preset(config).retrieval.frame_weights == "consistent"
+    assert config.data.shards == f"shards/{name}", "where the dataset's recipe puts them"

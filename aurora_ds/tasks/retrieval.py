@@ -244,16 +244,9 @@ class RetrievalTask(nn.Module):
 
         scales = None
         if self._weighs(frames):
-            scales = torch.cat(
-                [
-                    frame_scales(of_text, of_frames, tokens.shape[1])
-                    for of_text, of_frames in (
-                        (text, frames),
-                        (text, other_frames),
-                        (candidates.text[negative_text], frames),
-                    )
-                ]
-            ).to(tokens.dtype)
+            of_texts = torch.cat([text, text, candidates.text[negative_text]])
+            of_frames = torch.cat([frames, other_frames, frames])
+            scales = frame_scales(of_texts, of_frames, tokens.shape[1]).to(tokens.dtype)
         states = self._pair_states(
             tokens, other_tokens, negative_image, ids, mask, other_ids, other_mask, scales, trace
         )
@@ -278,10 +271,8 @@ class RetrievalTask(nn.Module):
     def _uniform(self, batch: dict[str, Any], step: int, rows: int) -> tuple[Tensor | None, Tensor | None]:
         if self.options.negative_sampling != "keyed":
             return None, None
-        sample = batch["sample_index"]
-        return keyed_uniform(sample, self.config.seed, step, 0), keyed_uniform(
-            sample, self.config.seed, step, 1
-        )
+        sample, seed = batch["sample_index"], self.config.seed
+        return keyed_uniform(sample, seed, step, 0), keyed_uniform(sample, seed, step, 1)
 
     def _fetch(
         self,
@@ -329,16 +320,13 @@ class RetrievalTask(nn.Module):
         other_keys = keys if other_tokens is None else encoder.image_kv(other_tokens)
         index = negative_image if other_tokens is None else None
         length = max(ids.shape[1], other_ids.shape[1])
-        pair_ids = torch.stack(
-            [F.pad(ids, (0, length - ids.shape[1])), F.pad(other_ids, (0, length - other_ids.shape[1]))],
-            dim=1,
-        )
-        pair_mask = torch.stack(
-            [F.pad(mask, (0, length - mask.shape[1])), F.pad(other_mask, (0, length - other_mask.shape[1]))],
-            dim=1,
-        )
+
+        def both(one: Tensor, another: Tensor) -> Tensor:  # (2B, length): a row of each in turn
+            padded = [F.pad(each, (0, length - each.shape[1])) for each in (one, another)]
+            return torch.stack(padded, dim=1).flatten(0, 1)
+
         if scales is None:
-            own = encoder(pair_ids.flatten(0, 1), pair_mask.flatten(0, 1), image_kv=keys, group_size=2)
+            own = encoder(both(ids, other_ids), both(mask, other_mask), image_kv=keys, group_size=2)
             positive, other = own.unflatten(0, (rows, 2)).unbind(1)
             crossed = encoder(ids, mask, image_kv=other_keys, image_index=index)
         else:

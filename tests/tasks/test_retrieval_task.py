@@ -288,7 +288,7 @@ def test_16_bits_run_and_are_close(preset):
 # ---- clips
 
 
-@pytest.mark.parametrize("weights", ["off", "released"])
+@pytest.mark.parametrize("weights", ["off", "consistent", "released"])
 @pytest.mark.parametrize("preset", PRESETS)
 def test_clips_train(preset, weights):
     task = tiny_task(preset, retrieval={"frame_weights": weights}).task
