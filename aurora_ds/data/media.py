@@ -132,9 +132,10 @@ class MediaReader:
 
     def _fetch(self, source: int, medium: int) -> Sample:
         self.note(source, medium)
-        sample = self._readers[source].read(self._splits[source][1], medium)
-        self.note(-1, -1)
-        return sample
+        try:
+            return self._readers[source].read(self._splits[source][1], medium)
+        finally:
+            self.note(-1, -1)
 
     def _place(self, source: int, medium: int, turn: int) -> tuple[int, int, int]:
         # Only the frames of a clip depend on the turn.

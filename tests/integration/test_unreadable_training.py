@@ -67,4 +67,4 @@ def test_clips_are_trained_on_and_evaluated(train, tmp_path: Path) -> None:
     train(output, f"data.shards={tmp_path / 'clips'}", "data.video.frames=2", "monitor.gallery_queries=2",
           "monitor.tensorboard=true", "retrieval.k_test=2", "train.epochs=1")  # fmt: skip
     results = json.loads((output / "results.json").read_text())
-    assert results["images"] == 4 and 0 <= results["metrics"]["r_mean"] <= 100
+    assert results["clips"] == 4 and 0 <= results["metrics"]["r_mean"] <= 100
