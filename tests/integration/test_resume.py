@@ -203,10 +203,15 @@ def test_an_evaluation_that_was_due_when_the_run_ended_is_made_when_it_comes_bac
         ["train.precision=bf16", "train.zero_stage=2"],
         ["train.zero_stage=3", "backbone.activation_checkpointing=true"],
         ["data.workers=2", "train.schedule=cosine_epoch", "train.warmup_steps=4"],
+        ["data.expand=media", "data.window=3", "train.global_batch_size=4"],
+        ["data.mix=[{shards: SHARDS, weight: 0.5}, {shards: SHARDS, split: test, weight: 1.5}]"],
     ],
     ids=" ".join,
 )
-def test_every_kind_of_run_goes_on_bit_for_bit(settings: list[str], train, tmp_path: Path) -> None:
+def test_every_kind_of_run_goes_on_bit_for_bit(
+    settings: list[str], train, shards: Path, tmp_path: Path
+) -> None:
+    settings = [setting.replace("SHARDS", str(shards)) for setting in settings]
     train(tmp_path / "whole", *settings, "train.max_steps=8")
     train(tmp_path / "parts", *settings, "train.max_steps=3")
     train(tmp_path / "parts", *settings, "train.max_steps=8")
