@@ -13,7 +13,7 @@ loader_pillow: the loader with data.image_decoder=pillow, as others decode.
 
 Every contender goes through the images four times without a break (the loader by a weight of 4 in data.mix); the clock
 runs from before the first worker starts to the last batch. Worker memory is that of the same two workers near the end
-of the first, second and third time through the images: pages that are a worker's own (USS).
+of the first, second and third time through the images: resident pages without those of files and shared batches.
 
     python scripts/bench/loader.py [--quick] [--repeats 5] [--folder DIR]
 """
@@ -118,11 +118,13 @@ def worker_memory(folder: Path) -> list[list[float]]:
     config = run_config(folder, "auto")
     config.data.mix = [MixEntry(shards=config.data.shards, weight=MEMORY_EPOCHS)]
     batches, memory = train_loader(config, Words(), 1, 0, 0), []
-    each = (len(batches) - 3 * WORKERS) // MEMORY_EPOCHS
+    part = (len(batches) - 3 * WORKERS) // MEMORY_EPOCHS
     for number, _ in enumerate(batches, 1):
-        if number % each == 0 and len(memory) < MEMORY_EPOCHS:
+        if number % part == 0 and len(memory) < MEMORY_EPOCHS:
             children = psutil.Process().children()
-            memory.append([child.memory_full_info().uss / 2**20 for child in children])
+            memory.append(
+                [(info.rss - info.shared) / 2**20 for info in (each.memory_info() for each in children)]
+            )
     return memory
 
 
