@@ -6,11 +6,18 @@ single fields cannot say. A field without `description` means what its name says
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt
 
 Sampling = Literal["uniform", "stride", "centre", "segment", "random", "head_tail", "clip"]
+
+
+def _word(value: Any) -> Any:
+    return "off" if value is False else value
+
+
+Switchable = BeforeValidator(_word)  # YAML reads a bare `off` as false
 
 
 class _Section(BaseModel):
@@ -93,7 +100,7 @@ class PromptConfig(_Section):
     )
     sites: list[str] = Field(default_factory=lambda: ["*"], description="glob patterns over site names")
     query_transform: bool = True
-    context: Literal["off", "consistent", "released"] | None = None
+    context: Annotated[Literal["off", "consistent", "released"] | None, Switchable] = None
     context_scale: float = 0.1
     train_heads: list[str] | None = Field(
         None,
@@ -124,7 +131,7 @@ class RetrievalConfig(_Section):
     negative_sampling: Literal["keyed", "torch", "argmax"] | None = Field(
         None, description="keyed: by (seed, step, sample); argmax: for tests"
     )
-    frame_weights: Literal["off", "consistent", "released"] | None = Field(
+    frame_weights: Annotated[Literal["off", "consistent", "released"] | None, Switchable] = Field(
         None,
         description="frame-aware attention of clips: in training and evaluation, or in training alone (released)",
     )

@@ -41,11 +41,7 @@ _IMAGE_COLUMNS = {
     "img_r10": "IR@10",
     "r_mean": "mean",
 }
-_CLIP_COLUMNS = {
-    f"{name}_{metric}": f"{head} {label}"
-    for name, head in (("vid", "T2V"), ("txt", "V2T"))
-    for metric, label in (("r1", "R@1"), ("r5", "R@5"), ("r10", "R@10"), ("mdR", "MdR"), ("mnR", "MnR"))
-} | {"r_mean": "mean"}
+_CLIP_COLUMNS = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "mdR": "MdR", "mnR": "MnR"}
 
 
 def evaluate_split(
@@ -114,16 +110,19 @@ def results_record(
 
 
 def metrics_table(rows: dict[str, dict[str, float]], title: str, caption: str | None = None) -> Table:
-    """name -> metrics, as a table: text retrieval (image to text), image retrieval (text to image), means; for clips
-    also the median and mean ranks."""
+    """name -> metrics, as a table. Images: text retrieval (image to text), image retrieval (text to image), means, in
+    a row. Clips: a row for each way, with the median and the mean rank."""
+    clips = any("vid_r1" in metrics for metrics in rows.values())
     table = Table(title=title, caption=caption)
     table.add_column("")
-    columns = _CLIP_COLUMNS if "vid_r1" in next(iter(rows.values()), {}) else _IMAGE_COLUMNS
-    names = list(columns)
-    for head in columns.values():
+    for head in (_CLIP_COLUMNS if clips else _IMAGE_COLUMNS).values():
         table.add_column(head, justify="right")
     for name, metrics in rows.items():
-        table.add_row(name, *(f"{metrics[key]:.1f}" for key in names))
+        if not clips:
+            table.add_row(name, *(f"{metrics[key]:.1f}" for key in _IMAGE_COLUMNS))
+            continue
+        for query, way in (("vid", "text to video"), ("txt", "video to text")):
+            table.add_row(f"{name}, {way}", *(f"{metrics[f'{query}_{key}']:.1f}" for key in _CLIP_COLUMNS))
     return table
 
 

@@ -68,6 +68,14 @@ def test_override_values_are_typed(mine: str, override: str, value: object):
     assert type(config) is type(value)
 
 
+@pytest.mark.parametrize("key", ["prompts.context", "retrieval.frame_weights"])
+def test_off_is_off_though_yaml_takes_it_for_false(mine: str, key: str, tmp_path: Path):
+    section, name = key.split(".")
+    assert getattr(getattr(load_config(mine, [f"{key}=off"]), section), name) == "off"
+    (tmp_path / "run.yaml").write_text(f"{section}: {{{name}: off}}\n")
+    assert getattr(getattr(load_config(str(tmp_path / "run.yaml")), section), name) == "off"
+
+
 def test_later_overrides_win(mine: str):
     assert load_config(mine, ["seed=1", "seed=2"]).seed == 2
 
