@@ -147,6 +147,46 @@ class RetrievalConfig(_Section):
     max_tokens: PositiveInt = 35
 
 
+class GenerationConfig(_Section):
+    """How text is written token by token. Lengths count the prompt (captions) or the first token (answers)."""
+
+    method: Literal["beam", "greedy", "nucleus"] = "beam"
+    beams: PositiveInt = Field(3, description="texts kept per image; beam search alone")
+    max_length: PositiveInt = 20
+    min_length: int = Field(5, ge=0, description="no text ends before it has this many tokens")
+    repetition_penalty: PositiveFloat = Field(
+        1.0, description="above 1: tokens that the text has, its prompt included, become less likely"
+    )
+    top_p: float = Field(0.9, gt=0, le=1, description="nucleus: the share of probability that is drawn from")
+    top_k: int = Field(50, ge=0, description="nucleus: draw from this many tokens at most; 0: no limit")
+
+
+class VqaConfig(_Section):
+    """Question answering on images and clips: weighted answers in training; ranking or writing in evaluation."""
+
+    label_smoothing: float = Field(
+        0.1, ge=0, lt=1, description="in the loss and in the scores of the ranking; Aurora: 0"
+    )
+    loss_per: Literal["question", "frame"] = Field(
+        "question", description="what the loss is averaged over; frame: as released, so that clips weigh less"
+    )
+    k_test: PositiveInt = Field(128, description="answers that are scored in full, after their first tokens")
+    answers_per_batch: PositiveInt = Field(
+        1024, description="how many (question, answer) pairs are scored at once in ranking"
+    )
+    question_padding: Literal["masked", "seen"] = Field(
+        "masked", description="whether written answers see the question's padding; seen: as published"
+    )
+    generation: GenerationConfig = GenerationConfig(max_length=10, min_length=1)
+
+
+class CaptionConfig(_Section):
+    """Captioning of images and clips."""
+
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    generation: GenerationConfig = GenerationConfig()
+
+
 class MixEntry(_Section):
     """One dataset of a training mixture."""
 

@@ -28,21 +28,21 @@ from aurora_ds.config import (
     TrainConfig,
     VisionConfig,
 )
-from aurora_ds.data.text import pre_caption, pre_question
 from aurora_ds.prompts.published import from_published, to_published
-from aurora_ds.runtime.schedule import cosine_lr_schedule, itc_alpha, step_lr_schedule, warmup_lr_schedule
 from aurora_ds.tasks.rerank import RetrievalResult, Texts, evaluate_retrieval
 from aurora_ds.tasks.retrieval import RetrievalTask
 from aurora_ds.tasks.retrieval_metrics import recall
-from aurora_ds.verify.golden import Check, Golden
+from aurora_ds.verify.golden import Golden
 from aurora_ds.verify.ranks import on_two_ranks
 
 MISRECORDED = "the recorded tensor is an attention score (batch, heads, tokens, tokens), not a similarity"
 
 
 def backbone_config(golden: Golden, **changes: Any) -> BackboneConfig:
-    """Sizes of the golden's model."""
+    """Sizes of the golden's model. `changes`: other settings."""
     c, med = golden.config, golden.config["med"]
+    if changes.get("head", "retrieval") == "retrieval":
+        changes |= {"embed_dim": c["embed_dim"], "momentum_weights": "read", "queue_weights": "read"}
     return BackboneConfig(
         checkpoint=str(golden.folder / "weights.safetensors"),
         vision=VisionConfig(
@@ -68,9 +68,6 @@ def backbone_config(golden: Golden, **changes: Any) -> BackboneConfig:
             bos_id=c["tokens"]["bos"],
             enc_id=c["tokens"]["enc"],
         ),
-        embed_dim=c["embed_dim"],
-        momentum_weights="read",
-        queue_weights="read",
         **changes,
     )
 
@@ -355,49 +352,6 @@ def positions(golden: Golden) -> None:
         # the published loader drops the three queue tensors in silence where the length differs; here
         # loading them is an error
         golden.compare(f"size{size}.missing_keys_count", torch.tensor(0 if fits else 3))
-
-
-def text_rules(record: dict[str, Any]) -> list[Check]:
-    """Caption and question normalisation, string for string."""
-    rules = {"pre_caption": pre_caption, "pre_question": pre_question}
-    checks = []
-    for number, vector in enumerate(record["vectors"]):
-        same = rules[vector["fn"]](vector["in"], vector["max_words"]) == vector["out"]
-        checks.append(Check(f"{vector['fn']} {number}", float(not same), float(not same), "exact", same))
-    return checks
-
-
-def schedules(record: dict[str, Any]) -> list[Check]:
-    """Learning rates and the ramp of alpha."""
-    functions: dict[str, Callable[..., float]] = {
-        "cosine_lr_schedule": cosine_lr_schedule,
-        "warmup_lr_schedule": warmup_lr_schedule,
-        "step_lr_schedule": step_lr_schedule,
-    }
-    rows = [
-        (name, {k: v for k, v in row.items() if k != "lr"}, row["lr"])
-        for name in functions
-        for row in record[name]
-    ]
-    rows += [
-        ("itc_alpha", {k: v for k, v in row.items() if k != "value"}, row["value"])
-        for row in record["itc_alpha"]["values"]
-    ]
-    functions["itc_alpha"] = itc_alpha
-    checks = []
-    for name, arguments, expected in rows:
-        difference = abs(functions[name](**arguments) - expected)
-        relative = difference / abs(expected) if expected else difference
-        checks.append(
-            Check(
-                f"{name}({', '.join(f'{k}={v}' for k, v in arguments.items())})",
-                difference,
-                relative,
-                "1e-9 rel",
-                relative <= 1e-9,
-            )
-        )
-    return checks
 
 
 CASES: dict[str, Callable[[Golden], None]] = {

@@ -11,24 +11,24 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from aurora_ds.errors import AuroraError
-from aurora_ds.verify import blip
+from aurora_ds.verify import blip, blip_language, rules
 from aurora_ds.verify.golden import Check, Golden
 
 
 def check_folder(path: Path) -> list[Check]:
     """All checks of one golden folder (or a `schedules.json`)."""
     if path.name == "schedules.json" and path.is_file():
-        return blip.schedules(json.loads(path.read_text(encoding="utf-8")))
+        return rules.schedules(json.loads(path.read_text(encoding="utf-8")))
     if (path / "vectors.json").is_file():
-        return blip.text_rules(json.loads((path / "vectors.json").read_text(encoding="utf-8")))
+        return rules.text_rules(json.loads((path / "vectors.json").read_text(encoding="utf-8")))
     if not path.is_dir():
         raise AuroraError(f"{path} is no folder. Give golden folders, or a schedules.json.")
     golden = Golden.read(path)
-    case = blip.case_of(golden)
+    case = blip.case_of(golden) or blip_language.CASES.get(golden.config.get("case", ""))
     if case is None:
         raise AuroraError(
             f"{path} describes case '{golden.config.get('case')}', which this release cannot build. It knows: "
-            f"{', '.join(blip.CASES)}."
+            f"{', '.join([*blip.CASES, *blip_language.CASES])}."
         )
     case(golden)
     golden.require_all()

@@ -15,12 +15,14 @@ from tiny_retrieval import tiny_batch, tiny_config, tiny_task
 
 from aurora_ds.backbones.blip import BlipRetrieval
 from aurora_ds.backbones.checkpoint import load_backbone
+from aurora_ds.backbones.models import new_model
 from aurora_ds.config import BackboneConfig, PromptConfig, RunConfig, VisionConfig
 from aurora_ds.errors import AuroraError
 from aurora_ds.presets import with_preset, with_prompt_preset
 from aurora_ds.prompts import attach
 from aurora_ds.prompts.published import from_published, to_published
 from aurora_ds.verify.blip import backbone_config
+from aurora_ds.verify.blip_language import vqa_task
 from aurora_ds.verify.golden import Golden
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -53,6 +55,22 @@ def test_released_trains_as_many_numbers_as_published(rank):
     assert report["trainable"] == published["trainable"]
     assert report["backbone"] == COUNTS["backbone_online"]
     assert report["share_percent"] == pytest.approx(published["share_percent"], abs=5e-5)
+
+
+@pytest.mark.parametrize(("rank", "trainable"), [(8, 88_832), (16, 107_008), (32, 164_864), (64, 452_608)])
+def test_question_answering_trains_as_many_numbers_as_published(rank, trainable):
+    """Prompts in both text transformers, nothing in the word prediction. 361,230,140 frozen ones at 384 px."""
+    with torch.device("meta"):
+        model = new_model(BackboneConfig(head="vqa"))
+    config = PromptConfig(preset="released", rank=rank)
+    report = attach(model, model.sites(), config, model.query_layers(), model.heads()).report()
+    assert (report["trainable"], report["backbone"]) == (trainable, 361_230_140)
+
+
+def test_names_trained_for_question_answering_are_those_of_the_recorded_run():
+    golden = Golden.read(GOLDENS / "blip" / "aurora_vqa")
+    bank = vqa_task(golden).prompts.bank
+    assert sorted(to_published(bank, dict(bank.named_parameters()))) == sorted(golden.config["trainable"])
 
 
 def group_of(published_name: str) -> str:

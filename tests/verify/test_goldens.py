@@ -15,6 +15,15 @@ from aurora_ds.cli import main
 from aurora_ds.errors import AuroraError
 from aurora_ds.verify import run
 from aurora_ds.verify.blip import gradients, retrieval_task
+from aurora_ds.verify.blip_language import (
+    caption_batch,
+    caption_task,
+    nlvr_batch,
+    nlvr_task,
+    vqa_batch,
+    vqa_task,
+)
+from aurora_ds.verify.blip_language import gradients as language_gradients
 from aurora_ds.verify.golden import Golden
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "blip"
@@ -38,6 +47,11 @@ def batch_of(golden: Golden, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         ("blip_retrieval", 130),
         ("aurora_retrieval_image", 75),
         ("aurora_retrieval_video_2rank", 50),  # starts two processes
+        ("blip_vqa", 160),
+        ("blip_caption", 99),
+        ("blip_nlvr", 306),
+        ("aurora_vqa", 58),
+        ("aurora_vqa_video", 56),
         ("pos_embed_interp", 18),
         ("text_norm", 240),
         ("schedules.json", 33),
@@ -49,7 +63,10 @@ def test_everything_recorded_is_within_tolerance(name, least, tmp_path, capsys):
     assert len(checks) >= least and all(check["passed"] for check in checks)
     assert "all outputs within tolerance" in capsys.readouterr().out
     uncompared = {check["name"] for check in checks if check["tolerance"] == "-"}
-    assert uncompared <= {"sim_i2t_m", "sim_t2i_m"}, "recorded attention scores under these two names"
+    assert uncompared <= {
+        *("sim_i2t_m", "sim_t2i_m"),  # recorded attention scores under these two names
+        "generate_greedy_cached_ids",  # an old decoding that contradicts training
+    }
 
 
 @pytest.mark.parametrize("name", ["blip_retrieval", "aurora_retrieval_image"])
@@ -74,6 +91,35 @@ def test_double_precision(name):
         if (expected := exact.get(f"grad.{parameter}")) is not None:
             error = (value - expected).abs().max() / expected.abs().max()
             assert error <= 1e-6 or parameter.endswith("key.bias"), parameter
+
+
+@pytest.mark.parametrize(
+    ("name", "build", "batch"),
+    [
+        ("blip_vqa", vqa_task, vqa_batch),
+        ("aurora_vqa", vqa_task, vqa_batch),
+        ("aurora_vqa_video", vqa_task, vqa_batch),
+        ("blip_caption", caption_task, caption_batch),
+        ("blip_nlvr", nlvr_task, nlvr_batch),
+    ],
+)
+def test_double_precision_of_language(name, build, batch):
+    golden = Golden.read(GOLDENS / name)
+    golden.inputs = {n: t.double() if t.is_floating_point() else t for n, t in golden.inputs.items()}
+    exact = load_file(golden.folder / "outputs_f64.safetensors")
+    task, trace = build(golden, torch.float64), {}
+    losses = task(batch(golden), trace=trace)
+    losses["loss"].backward()
+    for output, value in (losses | trace).items():
+        assert value.dtype == torch.float64, output
+        expected = exact[output].reshape(value.shape)
+        torch.testing.assert_close(value.detach(), expected, rtol=1e-9, atol=1e-9, msg=output)
+    recorded = [n for n in exact if n.startswith("grad.")]
+    assert bool(recorded) == name.startswith("aurora"), "full fine-tuning was recorded without gradients"
+    found = language_gradients(task)
+    for name in recorded:
+        error = (found[name.removeprefix("grad.")] - exact[name]).abs().max() / exact[name].abs().max()
+        assert error <= 1e-6, name
 
 
 # ---- what is wrong is found and named
@@ -125,6 +171,26 @@ def test_a_wrong_weight_is_found(copied, weight, named, capsys):
     assert run([copied]) == 1
     wrong = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "OUT OF" in line]
     assert named in wrong and "sim_i2t" not in wrong
+
+
+@pytest.mark.parametrize(
+    ("folder", "name", "change"),
+    [
+        ("blip_caption", "generate_beam3_ids", lambda t: t.flip(0)),
+        ("blip_caption", "generate_greedy_ids", lambda t: t.clamp(max=101)),
+        ("blip_vqa", "rank.topk_ids", lambda t: t + (t == t[0, 0])),
+        ("blip_vqa", "generate_beam3_sequences_scores", lambda t: t + 1e-4),
+        ("aurora_vqa", "grad.text_decoder.bert.encoder.layer.1.CP_scalecross", lambda t: t * 1.001),
+        ("aurora_vqa_video", "loss", lambda t: t * 3),  # the average over questions
+        ("blip_nlvr", "prediction", lambda t: t.flip(1)),
+    ],
+)
+def test_a_wrong_output_of_language_is_named(folder, name, change, tmp_path, capsys):
+    copied = Path(shutil.copytree(GOLDENS / folder, tmp_path / "golden"))
+    edit(copied / "outputs.safetensors", name, change)
+    assert run([copied]) == 1
+    wrong = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "OUT OF TOLERANCE" in line]
+    assert wrong == [name]
 
 
 def test_an_output_that_nothing_computes_is_no_success(copied, capsys):

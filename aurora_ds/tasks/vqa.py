@@ -1,0 +1,146 @@
+"""Question answering on images and clips (BLIP §4): weighted answers in training; in evaluation answers are ranked
+or written.
+
+Keys and values of an image are computed once per question, those of a question once for all its answers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from aurora_ds.backbones.blip_vqa import BlipVqa
+from aurora_ds.backbones.text import KeyValueCache
+from aurora_ds.config import TextConfig, VqaConfig
+from aurora_ds.prompts import Prompts
+from aurora_ds.tasks.generation import Context, write
+from aurora_ds.tasks.language import LanguageTask, next_targets, token_losses, with_first
+
+
+class VqaTask(LanguageTask):
+    """Losses and evaluation pieces of question answering.
+
+    Args:
+        model: backbone with `visual_encoder`, `text_encoder`, `text_decoder`. text: for its special token ids.
+        prompts: what was attached to `model`; None for full fine-tuning.
+    """
+
+    def __init__(self, model: BlipVqa, prompts: Prompts | None, options: VqaConfig, text: TextConfig) -> None:
+        super().__init__(model, prompts)
+        self.options, self.text = options, text
+
+    def questions(self, batch: dict[str, Any], trace: dict[str, Tensor] | None = None) -> Tensor:
+        """States (B, L, H) of the questions, each read with its image."""
+        tokens = self.image_tokens(batch["image"])
+        encoder = self.model.text_encoder
+        ids = with_first(batch["input_ids"], self.text.enc_id)
+        states = encoder(ids, batch["attention_mask"], encoder.image_kv(tokens))
+        if trace is not None:
+            trace.update(image_embeds=tokens, question_states=states)
+        return states
+
+    def loss(self, batch: dict[str, Any], trace: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """`loss`, scalar: the summed token losses of each answer, times its weight, over the number of questions.
+
+        Args:
+            batch: `image` (B, 3, H, W) or (B, T, 3, H, W); `input_ids`, `attention_mask` (B, L) of the questions;
+                `answer_ids`, `answer_mask` (A, La) of all their answers, `answer_question` int64 (A,) the row of the
+                question that each belongs to, `answer_weights` (A,).
+            trace: when given, intermediate tensors are put in (for verification).
+        """
+        self.refresh()
+        states, mask = self.questions(batch, trace), batch["attention_mask"]
+        ids, answer_mask = with_first(batch["answer_ids"], self.text.bos_id), batch["answer_mask"]
+        decoder = self.model.text_decoder
+        answers = decoder(ids, answer_mask, decoder.context_kv(states), mask, batch["answer_question"])
+        losses, rows = token_losses(
+            decoder, answers[:, :-1], next_targets(ids, answer_mask), self.options.label_smoothing
+        )
+        sums = losses.new_zeros(len(ids)).index_add(0, rows, losses)
+        divisor = len(states)
+        if self.options.loss_per == "frame" and batch["image"].dim() == 5:
+            divisor *= batch["image"].shape[1]
+        if trace is not None:
+            trace.update(answer_logits=decoder.scores(answers), answer_loss=sums)
+        return {"loss": (sums * batch["answer_weights"].to(sums)).sum() / divisor}
+
+    @torch.no_grad()
+    def rank(
+        self, batch: dict[str, Any], answers: tuple[Tensor, Tensor], trace: dict[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """The best of a list of answers for each question: `answer` int64 (B,), its row in the list, and `score` (B,).
+
+        The answers whose first tokens are the likeliest, `k_test` of them (ties: the earlier in the list), are
+        scored in full; the lowest loss wins.
+
+        Args: answers: ids, mask (answers, La) of the list. trace: as in `loss`."""
+        states, mask = self.questions(batch, trace), batch["attention_mask"]
+        count = min(self.options.k_test, len(answers[0]))
+        at_once = max(1, self.options.answers_per_batch // count)
+        parts = [
+            self._rank(states[start : start + at_once], mask[start : start + at_once], answers, count)
+            for start in range(0, len(states), at_once)
+        ]
+        found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        if trace is not None:
+            trace.update(found)
+        best = found["log_probs_sum"].argmax(1, keepdim=True)
+        return {
+            "answer": found["topk_ids"].gather(1, best)[:, 0],
+            "score": found["log_probs_sum"].gather(1, best)[:, 0],
+        }
+
+    def _rank(
+        self, states: Tensor, mask: Tensor, answers: tuple[Tensor, Tensor], count: int
+    ) -> dict[str, Tensor]:
+        """`topk_ids`, `log_probs_sum` (questions, count), and what led to them."""
+        decoder, smoothing, cache = self.model.text_decoder, self.options.label_smoothing, KeyValueCache()
+        ids, answer_mask = answers
+        kv = decoder.context_kv(states)
+        start = ids.new_full((len(states), 1), self.text.bos_id)
+        first = decoder.scores(decoder(start, None, kv, mask, cache=cache)[:, 0])  # (questions, V)
+        first = first.float() if first.dtype in (torch.bfloat16, torch.float16) else first
+        likely = first.softmax(1)[:, ids[:, 1]]  # (questions, answers)
+        top = likely.sort(dim=1, descending=True, stable=True).indices[:, :count]
+
+        chosen, owner = top.flatten(), torch.arange(len(states), device=ids.device).repeat_interleave(count)
+        longest = int(answer_mask[chosen].sum(1).max())
+        chosen_ids = ids[chosen, :longest]
+        targets = next_targets(chosen_ids, answer_mask[chosen, :longest])  # (rows, longest - 1)
+        total = F.cross_entropy(first[owner], targets[:, 0], reduction="none", label_smoothing=smoothing)
+        if longest > 2:  # what follows the first token is read with each answer's own
+            cache.reorder(owner)
+            follow = decoder(chosen_ids[:, 1:-1], None, kv, mask, group_size=count, cache=cache)
+            losses, rows = token_losses(decoder, follow, targets[:, 1:], smoothing)
+            total = total.index_add(0, rows, losses)
+        return {
+            "first_token_logits": first,
+            "first_token_prob": likely,
+            "topk_ids": top,
+            "log_probs_sum": -total.unflatten(0, (-1, count)),
+        }
+
+    @torch.no_grad()
+    def generate(self, batch: dict[str, Any], seed: int = 0) -> dict[str, Tensor]:
+        """Written answers: `ids` (B, longest), the first token in front, and `scores` (B,) as of `generation.write`.
+
+        `sample_index` (B,) of the batch, where it is there, keys nucleus sampling."""
+        states = self.questions(batch)
+        mask = batch["attention_mask"] if self.options.question_padding == "masked" else None
+        decoder = self.model.text_decoder
+        context = Context(decoder.context_kv(states), mask)
+        prompt = batch["input_ids"].new_tensor([self.text.bos_id])
+        written = write(
+            decoder,
+            context,
+            prompt,
+            self.options.generation,
+            self.text.sep_id,
+            self.text.pad_id,
+            batch.get("sample_index"),
+            seed,
+        )
+        return {"ids": written.ids, "scores": written.scores}
