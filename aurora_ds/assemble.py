@@ -26,6 +26,7 @@ from aurora_ds.prompts.adapter import attached_config, read_adapter
 from aurora_ds.tasks.retrieval import RetrievalTask
 
 FULL_FILE = "backbone.safetensors"
+RECORD_FILE = "record.json"  # beside it: where it comes from
 
 
 @dataclass
@@ -85,7 +86,22 @@ def save_full(folder: Path, task: RetrievalTask, values: dict[str, Tensor], reco
         name: value.detach().cpu().contiguous().clone() for name, value in published_tensors(tensors).items()
     }
     save_file(tensors, folder / FULL_FILE)
-    (folder / "record.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+    (folder / RECORD_FILE).write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+
+def trained_frame_weights(checkpoint: str | None) -> str:
+    """The frame weights that a backbone was trained with, by the record that training or export left beside its file;
+    `off` for any other."""
+    place = Path(checkpoint or "")
+    path = (place if place.is_dir() else place.parent) / RECORD_FILE
+    if checkpoint is None or not place.exists() or not path.is_file():
+        return "off"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # a file of that name that is none of ours
+        return "off"
+    ours = isinstance(record, dict) and str(record.get("format")).startswith("aurora_ds.")
+    return record.get("frame_weights", "off") if ours else "off"
 
 
 def copy_vocabulary(folder: Path, assembled: Assembled) -> None:

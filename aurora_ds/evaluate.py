@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from aurora_ds import arguments
-from aurora_ds.assemble import FULL_FILE, Assembled, build_task, load_trained
+from aurora_ds.assemble import FULL_FILE, Assembled, build_task, load_trained, trained_frame_weights
 from aurora_ds.config import RunConfig
 from aurora_ds.data.loader import eval_image_loader, eval_texts
 from aurora_ds.data.media import medium_shape
@@ -179,7 +179,7 @@ def run(config: RunConfig, adapter: str | Path | None, output: str | Path) -> di
         if place is None and config.retrieval.frame_weights is None:
             # a backbone that was not trained with frame weights is not judged with them
             config = config.model_copy(deep=True)
-            config.retrieval.frame_weights = "off"
+            config.retrieval.frame_weights = trained_frame_weights(config.backbone.checkpoint)
         assembled = build_task(config) if place is None else load_trained(config, place)
         task = assembled.task.to(process_group.device(), _DTYPES[config.train.precision]).eval()
         if place is None and task.prompts is not None:

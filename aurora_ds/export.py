@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aurora_ds.assemble import Assembled, copy_vocabulary, load_trained
+from aurora_ds.assemble import RECORD_FILE, Assembled, copy_vocabulary, load_trained
 from aurora_ds.backbones.checkpoint import load_backbone
 from aurora_ds.backbones.published import to_published
 from aurora_ds.backbones.transformers_format import config_for, from_original
@@ -72,9 +72,10 @@ def run(
             "version": 1,
             "made_from": {"backbone": assembled.backbone, "prompts": saved["prompts"]},
             "temperature": assembled.task.temperature_value(),
+            "frame_weights": assembled.config.retrieval.frame_weights,
             "largest_relative_error": error,
         }
-        (folder / "record.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+        (folder / RECORD_FILE).write_text(json.dumps(record, indent=1), encoding="utf-8")
         weights = "backbone.safetensors" if format == "merged" else ""
         recipe = RunConfig(
             description=f"{assembled.backbone['name']} with an adapter merged into it",
@@ -89,7 +90,7 @@ def run(
         f"Use it as backbone.checkpoint={output / 'backbone.safetensors' if format == 'merged' else output}, or "
         f"evaluate it with `aurora-ds evaluate {output / 'recipe.yaml'} data.shards=DIR --output DIR`."
     )
-    return json.loads((output / "record.json").read_text(encoding="utf-8"))
+    return json.loads((output / RECORD_FILE).read_text(encoding="utf-8"))
 
 
 def _attached(place: Path, backbone: str | Path | None) -> tuple[Assembled, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Video-text retrieval from clips in shards to a table of results: on any number of ranks, zero-shot, after training."""
+"""Video-text retrieval from shards of clips to a table of results: any number of ranks, before and after training."""
 
 from __future__ import annotations
 
@@ -125,6 +125,22 @@ def test_an_adapter_is_judged_with_the_frame_weights_it_was_trained_with_unless_
     assert evaluate(recipe, tmp_path / "kept", settings, *adapter)["frame_weights"] == "released"
     told = [*settings, "retrieval.frame_weights=off"]
     assert evaluate(recipe, tmp_path / "told", told, *adapter)["frame_weights"] == "off"
+
+
+def test_a_merged_model_is_judged_on_clips_as_its_adapter_is(
+    settings: list[str], recipe: Path, train, tmp_path: Path
+) -> None:
+    from aurora_ds.export import run as export
+
+    train(tmp_path / "run", *settings, "prompts.query_transform=false")
+    merged = tmp_path / "merged"
+    export(tmp_path / "run", "merged", merged)
+    wanted = results(tmp_path / "run")
+    found = evaluate(
+        recipe, tmp_path / "again", [*settings, f"backbone.checkpoint={merged / 'backbone.safetensors'}"]
+    )
+    assert (found["adapter"], found["frame_weights"]) == (None, "consistent")
+    assert found["metrics"] == pytest.approx(wanted["metrics"])
 
 
 @pytest.mark.slow
