@@ -208,6 +208,12 @@ def test_a_wrong_value_in_a_file_names_the_file(tmp_path: Path):
         (["backbone.text.vocab_size=100"], "must lie in its vocab_size (100)"),
         (["prompts.sites=[]"], "prompts.sites is empty"),
         (["prompts.train_heads=[itm_head, image_proj]"], "names image_proj"),
+        (["backbone.head=vqa"], "backbone.head (vqa) must be the model of the task (retrieval)"),
+        (
+            ["backbone.head=nlvr", "backbone.momentum_weights=read"],
+            "backbone.head=nlvr has neither momentum weights nor queues",
+        ),
+        (["backbone.head=caption", "prompts.train_heads=[itm_head]"], "but the heads are none"),
         (["data.crop_scale=[0.9, 0.5]"], "data.crop_scale (0.9, 0.5)"),
         (["retrieval.max_tokens=600"], "retrieval.max_tokens (600)"),
         (["train.min_lr=1"], "train.min_lr (1.0)"),

@@ -6,6 +6,7 @@ Aurora cases run the `released` preset; dropout is off. Token ids are compared e
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import torch
@@ -25,12 +26,8 @@ from aurora_ds.verify.golden import Golden
 
 OLD_CACHE = "an old decoding, whose cache left the prompts out of keys and values: it contradicts training"
 ANSWER_LENGTHS = {"max_length": 10, "min_length": 1}  # as the published answering writes
-GENERATED = {  # recorded name -> how it was written
-    "greedy": {"method": "greedy"},
-    "greedy_uncached": {"method": "greedy"},
-    "beam3": {"method": "beam", "beams": 3},
-    "beam3_reppen": {"method": "beam", "beams": 3, "repetition_penalty": 1.1},
-}
+# recorded names say how a text was written: greedy, or with so many beams; `reppen` with a repetition penalty of 1.1
+GENERATED = re.compile(r"generate_(greedy|beam(?P<beams>\d+))(?P<penalty>_reppen)?(_uncached)?_ids")
 
 
 def model_and_prompts(
@@ -66,9 +63,8 @@ def vqa_task(golden: Golden, dtype: torch.dtype = torch.float32) -> VqaTask:
 
 def caption_task(golden: Golden, dtype: torch.dtype = torch.float32) -> CaptionTask:
     c = golden.config
-    options = CaptionConfig(
-        label_smoothing=c["label_smoothing"], generation=GenerationConfig(**dict(c["generate"]))
-    )
+    lengths = {key: c["generate"][key] for key in ("max_length", "min_length")}
+    options = CaptionConfig(label_smoothing=c["label_smoothing"], generation=GenerationConfig(**lengths))
     text, prompt = backbone_config(golden, head="caption").text, torch.tensor(c["prompt_ids"])
     return CaptionTask(*model_and_prompts(golden, "caption", dtype), options, text, prompt).eval()
 
@@ -134,14 +130,18 @@ def _compare_step(golden: Golden, task: LanguageTask, batch: dict[str, Tensor]) 
 
 def _compare_generated(golden: Golden, task: VqaTask | CaptionTask, batch: dict[str, Tensor]) -> None:
     usual = task.options.generation
-    for kind, changes in GENERATED.items():
-        if f"generate_{kind}_ids" not in golden.outputs:
+    for name in golden.outputs:
+        how = GENERATED.fullmatch(name)
+        if how is None:
             continue
+        changes = {"method": "beam", "beams": int(how["beams"])} if how["beams"] else {"method": "greedy"}
+        changes["repetition_penalty"] = 1.1 if how["penalty"] else 1.0
         task.options.generation = usual.model_copy(update=changes)
         written = task(batch, what="generate")
-        golden.compare(f"generate_{kind}_ids", written["ids"])
-        if f"generate_{kind}_sequences_scores" in golden.outputs:
-            golden.compare(f"generate_{kind}_sequences_scores", written["scores"])
+        golden.compare(name, written["ids"])
+        scores = name.removesuffix("_ids") + "_sequences_scores"
+        if scores in golden.outputs:
+            golden.compare(scores, written["scores"])
     task.options.generation = usual
 
 

@@ -111,6 +111,19 @@ def test_what_prompts_can_adapt(language_records, head, text_sites, layers, head
     assert all(isinstance(model.get_submodule(path), nn.Linear) for path in model.heads().values())
 
 
+@pytest.mark.parametrize("head", HEADS)
+def test_vision_and_text_of_different_widths(language_records, small_config, head):
+    """And every answer attends to question states, which have the text's width."""
+    small_config.vision.patch_size, small_config.vision.image_size = 8, 32
+    model = new_model(small_config.model_copy(update={"head": head})).eval()
+    found = outputs_of(model, head, language_records[head].inputs)
+    assert all(value.isfinite().all() for value in found.values())
+    if head == "vqa":
+        layer = model.text_decoder.bert.encoder.layer[0]
+        assert layer.crossattention.self.kv.in_features == 32
+        assert model.text_encoder.encoder.layer[0].crossattention.self.kv.in_features == 24
+
+
 @pytest.fixture
 def decoder(small_config: BackboneConfig):
     """(decoder, keys and values of three contexts, their mask); vision and text of different widths."""

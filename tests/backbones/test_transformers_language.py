@@ -12,8 +12,10 @@ from transformers import BlipConfig, BlipForConditionalGeneration, BlipForQuesti
 
 from aurora_ds.backbones.checkpoint import load_backbone
 from aurora_ds.backbones.decoder import TextDecoder
-from aurora_ds.config import BackboneConfig
+from aurora_ds.config import BackboneConfig, CaptionConfig, GenerationConfig, VqaConfig
 from aurora_ds.errors import AuroraError
+from aurora_ds.tasks.caption import CaptionTask
+from aurora_ds.tasks.vqa import VqaTask
 
 KINDS = {"caption": BlipForConditionalGeneration, "vqa": BlipForQuestionAnswering}
 
@@ -78,6 +80,52 @@ def test_same_logits(pair, texts):
             input_ids=ids, attention_mask=mask, encoder_hidden_states=asked, return_dict=True
         ).logits
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_same_caption_loss(small_config, texts, tmp_path):
+    """With label smoothing set there and the prompt masked by the caller, as theirs needs it."""
+    theirs, width = made("caption", tmp_path / "blip")
+    theirs.text_decoder.label_smoothing = 0.1
+    small_config.vision.width = width
+    config = small_config.model_copy(update={"checkpoint": str(tmp_path / "blip"), "head": "caption"})
+    image, (ids, mask) = torch.randn(3, 3, 32, 32), texts(3, 9)
+    ids[:, 0] = 122
+    labels = ids.masked_fill(mask == 0, -100)
+    labels[:, :3] = -100
+    prompt = torch.tensor([101, 7, 8, 102])
+    task = CaptionTask(load_backbone(config).model.eval(), None, CaptionConfig(), config.text, prompt)
+    found = task({"image": image, "input_ids": ids, "attention_mask": mask})["loss"]
+    expected = theirs(pixel_values=image, input_ids=ids, attention_mask=mask, labels=labels).loss
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_same_greedy_texts(pair, texts):
+    """Theirs pads finished texts with the end token. Questions have no padding here."""
+    head, theirs, ours = pair
+    settings = GenerationConfig(method="greedy", max_length=12, min_length=1)
+    image, question = torch.randn(6, 3, 32, 32), texts(6, 6)[0].clamp(min=1)
+    batch = {"image": image, "input_ids": question, "attention_mask": torch.ones_like(question)}
+    if head == "caption":
+        prompt = torch.tensor([101, 7, 8, 102])
+        task = CaptionTask(ours, None, CaptionConfig(generation=settings), ours.config.text, prompt)
+        begin = torch.tensor([[122, 7, 8, 102]] * 6)  # it drops the last token itself
+        expected = theirs.generate(pixel_values=image, input_ids=begin, max_length=12, num_beams=1)
+    else:
+        task = VqaTask(ours, None, VqaConfig(generation=settings), ours.config.text)
+        asked = question.clone()
+        asked[:, 0] = 123
+        expected = theirs.generate(
+            pixel_values=image,
+            input_ids=asked,
+            attention_mask=torch.ones_like(asked),
+            max_length=12,
+            num_beams=1,
+        )
+
+    def written(ids):
+        return [row[: row.index(102)] if 102 in row else row for row in ids.tolist()]
+
+    assert written(task(batch, what="generate")["ids"]) == written(expected)
 
 
 @pytest.mark.parametrize("head", ["caption", "vqa"])
