@@ -32,6 +32,7 @@ def settings(clips: Path) -> list[str]:
         "backbone.text.attention_dropout=0",
         "retrieval.beta=1.0",
         "train.max_steps=3",
+        "monitor.gallery_queries=2",
     ]
 
 
@@ -141,6 +142,19 @@ def test_a_merged_model_is_judged_on_clips_as_its_adapter_is(
     )
     assert (found["adapter"], found["frame_weights"]) == (None, "consistent")
     assert found["metrics"] == pytest.approx(wanted["metrics"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_in_lockstep_at_zero_3_judge_clips_as_one_rank_does(
+    ranks: int, recipe: Path, settings: list[str], train_command, tmp_path: Path
+) -> None:
+    """Under ZeRO-3 ranks without clips left keep step; here tokens are not kept, so they also encode again."""
+    several = [*settings, "train.zero_stage=3", "retrieval.image_cache_mb=0", "train.max_steps=2"]
+    several += ["train.global_batch_size=12", "data.lanes=12"]
+    train_command(tmp_path / "run", *several, ranks=ranks)
+    alone = evaluate(recipe, tmp_path / "alone", settings, "--adapter", str(tmp_path / "run"))
+    assert alike(alone) == alike(results(tmp_path / "run"))
 
 
 @pytest.mark.slow
