@@ -77,7 +77,17 @@ class VqaTask(LanguageTask):
         scored in full; the lowest loss wins.
 
         Args: answers: ids, mask (answers, La) of the list. trace: as in `loss`."""
-        states, mask = self.questions(batch, trace), batch["attention_mask"]
+        return self.ranked(self.questions(batch, trace), batch["attention_mask"], answers, trace)
+
+    @torch.no_grad()
+    def ranked(
+        self,
+        states: Tensor,
+        mask: Tensor,
+        answers: tuple[Tensor, Tensor],
+        trace: dict[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """`rank` from the questions' states (B, L, H) and mask (B, L)."""
         count = min(self.options.k_test, len(answers[0]))
         at_once = max(1, self.options.answers_per_batch // count)
         parts = [

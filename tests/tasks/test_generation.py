@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from published_decoding import beam_search, next_logits
+from plain_generation import beam_search, next_logits
 from tiny_retrieval import tiny_backbone
 
 from aurora_ds.backbones.models import new_model

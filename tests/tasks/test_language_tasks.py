@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from published_decoding import next_logits
+from plain_generation import next_logits
 from tiny_retrieval import BOS, CLS, ENC, PAD, SEP, awaken, tiny_backbone, tiny_batch
 from torch import Tensor
 from torch.nn import functional as F
