@@ -20,41 +20,45 @@ from aurora_ds.errors import AuroraError
 FORMATS = ("blip", "karpathy")
 
 
-def read_captions(way: AnnotationFiles, files: dict[str, Path]) -> Iterator[Entry | Reject]:
-    """The entries of all files of one of FORMATS."""
+def read_captions(
+    way: AnnotationFiles, files: dict[str, Path], medium: str = "image"
+) -> Iterator[Entry | Reject]:
+    """The entries of all files of one of FORMATS. `medium`: the field of BLIP's lists that names the file."""
     for split, path in files.items():
         if way.format == "karpathy":
             yield from karpathy(path, way.splits)
         else:
-            yield from blip_list(path, "" if split == "all" else split)
+            yield from blip_list(path, "" if split == "all" else split, medium)
 
 
-def blip_list(path: Path, split: str = "") -> Iterator[Entry | Reject]:
+def blip_list(path: Path, split: str = "", medium: str = "image") -> Iterator[Entry | Reject]:
     """[{image, caption, image_id?, split?}] -> an entry per caption. `caption`: a string or a list of strings.
 
-    split: the split of all, else each entry's own `split`, else train. Raises AuroraError for another shape, naming
-    the entry.
+    split: the split of all, else each entry's own `split`, else train. medium: the field that names the file, whose
+    `…_id` tells media of one file apart. Raises AuroraError for another shape, naming the entry.
     """
+    medium_id = f"{medium}_id"
     number = -1
     for number, entry in enumerate(json_stream.items(path, "item")):
-        if not isinstance(entry, dict) or not isinstance(entry.get("image"), str) or not entry["image"]:
-            raise shape(path, f"entry {number} without a text `image`", '{"image": "path", "caption": …}')
+        if not isinstance(entry, dict) or not isinstance(entry.get(medium), str) or not entry[medium]:
+            wanted = f'{{"{medium}": "path", "caption": …}}'
+            raise shape(path, f"entry {number} without a text `{medium}`", wanted)
         captions = entry.get("caption")
         captions = [captions] if isinstance(captions, str) else captions
         if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
             wanted = "a string or a list of strings as `caption`"
-            raise shape(path, f"entry {number} ({entry['image']}) with another `caption`", wanted)
+            raise shape(path, f"entry {number} ({entry[medium]}) with another `caption`", wanted)
         own_split = split or entry.get("split", "train")
         if not isinstance(own_split, str):
             raise shape(path, f"entry {number} with a `split` that is no text", "train, val or test")
-        name = entry.get("image_id", entry["image"])
+        name = entry.get(medium_id, entry[medium])
         if not isinstance(name, (str, int)):
-            raise shape(path, f"entry {number} with an `image_id` that is neither text nor number", "one")
-        extra: dict[str, Any] = {"image_id": name} if "image_id" in entry else {}
+            raise shape(path, f"entry {number} with an `{medium_id}` that is neither text nor number", "one")
+        extra: dict[str, Any] = {medium_id: name} if medium_id in entry else {}
         if not captions:
-            yield Reject(own_split, entry["image"], "the caption list is empty")
+            yield Reject(own_split, entry[medium], "the caption list is empty")
         for caption in captions:
-            yield Entry(own_split, entry["image"], "captions", caption, key=name, extra=extra)
+            yield Entry(own_split, entry[medium], "captions", caption, key=name, extra=extra)
     if number < 0:
         raise AuroraError(f"Annotation file {path} is an empty list: there is nothing to convert.")
 
