@@ -48,6 +48,13 @@ class KeyValueCache:
             waiting = self._rows.get(layer)
             self._rows[layer] = rows if waiting is None else waiting[rows]
 
+    def branch(self, rows: Tensor) -> KeyValueCache:
+        """Another cache, whose row i goes on from row `rows[i]`; this one stays as it is."""
+        other = KeyValueCache()
+        other._layers, other._rows = dict(self._layers), dict(self._rows)
+        other.reorder(rows)
+        return other
+
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Appends those of the new tokens, (B, heads, new, d) each; returns all, (B, heads, length, d)."""
         if layer in self._layers:

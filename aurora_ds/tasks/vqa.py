@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from aurora_ds.backbones.blip_vqa import BlipVqa
 from aurora_ds.backbones.text import KeyValueCache
@@ -117,15 +116,19 @@ class VqaTask(LanguageTask):
         top = likely.sort(dim=1, descending=True, stable=True).indices[:, :count]
 
         chosen, owner = top.flatten(), torch.arange(len(states), device=ids.device).repeat_interleave(count)
-        longest = int(answer_mask[chosen].sum(1).max())
-        chosen_ids = ids[chosen, :longest]
-        targets = next_targets(chosen_ids, answer_mask[chosen, :longest])  # (rows, longest - 1)
-        total = F.cross_entropy(first[owner], targets[:, 0], reduction="none", label_smoothing=smoothing)
-        if longest > 2:  # what follows the first token is read with each answer's own
-            cache.reorder(owner)
-            follow = decoder(chosen_ids[:, 1:-1], None, kv, mask, group_size=count, cache=cache)
-            losses, rows = token_losses(decoder, follow, targets[:, 1:], smoothing)
-            total = total.index_add(0, rows, losses)
+        chosen_ids, lengths = ids[chosen], answer_mask[chosen].sum(1)
+        logarithms = first.log_softmax(1)  # of all words, which label smoothing averages
+        every = logarithms.mean(1)[owner]
+        total = -(1 - smoothing) * logarithms[owner, chosen_ids[:, 1]] - smoothing * every
+        # what follows the first token is read with each answer's own; answers of one length together: most are short
+        for length in lengths.unique().tolist():
+            if length == 2:
+                continue  # the first token was the last
+            (rows,) = (lengths == length).nonzero(as_tuple=True)
+            own, branch = chosen_ids[rows, :length], cache.branch(owner[rows])
+            follow = decoder(own[:, 1:-1], None, kv, mask, context_index=owner[rows], cache=branch)
+            losses, place = token_losses(decoder, follow, own[:, 2:], smoothing)
+            total = total.index_add(0, rows[place], losses)
         return {
             "first_token_logits": first,
             "first_token_prob": likely,

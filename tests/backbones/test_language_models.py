@@ -164,6 +164,20 @@ def test_a_cache_follows_rows_that_are_reordered_repeated_and_grouped(decoder, t
     torch.testing.assert_close(last[:, 0], whole[:, -1], rtol=1e-5, atol=1e-5)
 
 
+def test_branches_of_a_cache_do_not_disturb_each_other(decoder, texts):
+    model, context, mask = decoder
+    prompt, cache = texts(3, 4)[0].clamp(min=1), KeyValueCache()
+    model(prompt, None, context, mask, cache=cache)
+    for rows, token in (([2, 2, 0], 9), ([1], 11), ([0, 1, 2], 12)):
+        rows = torch.tensor(rows)
+        following = torch.full((len(rows), 1), token)
+        branch = cache.branch(rows)
+        last = model(following, None, context, mask, context_index=rows, cache=branch)
+        whole = model(torch.cat([prompt[rows], following], dim=1), None, context, mask, context_index=rows)
+        torch.testing.assert_close(last[:, 0], whole[:, -1], rtol=1e-5, atol=1e-5)
+        assert (cache.length, branch.length) == (4, 5)
+
+
 def test_a_token_does_not_see_what_follows(decoder, texts):
     model, context, mask = decoder
     ids = texts(3, 7)[0].clamp(min=1)
