@@ -14,6 +14,7 @@ from aurora_ds.backbones.models import new_model
 from aurora_ds.config import CaptionConfig, GenerationConfig, PromptConfig, RunConfig, TrainConfig, VqaConfig
 from aurora_ds.presets import with_preset
 from aurora_ds.prompts import attach
+from aurora_ds.tasks import caption
 from aurora_ds.tasks.caption import CaptionTask
 from aurora_ds.tasks.nlvr import NlvrTask
 from aurora_ds.tasks.vqa import VqaTask
@@ -226,6 +227,18 @@ def test_caption_loss_is_the_mean_over_tokens_after_the_prompt(smoothing):
             logits = next_logits(task.model.text_decoder, ids[None, :place], tokens[row : row + 1], None)
             losses.append(F.cross_entropy(logits, ids[place : place + 1], label_smoothing=smoothing).item())
     assert task(batch)["loss"].item() == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+
+
+def test_ranks_with_more_tokens_count_more(monkeypatch):
+    """The mean of two ranks' losses is the loss of all their captions in one batch."""
+    task, batch = tiny("caption"), tiny_batch(4, seed=3)
+    parts = [{name: value[rows] for name, value in batch.items()} for rows in (slice(0, 2), slice(2, 4))]
+    counts = [(part["attention_mask"].sum(1) - len(task.prompt)).sum().item() for part in parts]
+    assert counts[0] != counts[1]
+    whole, sums = task(batch)["loss"], lambda x: x.new_tensor([float(sum(counts))])
+    monkeypatch.setattr(caption, "sum_over_ranks", sums)
+    monkeypatch.setattr(caption, "world", lambda: (0, 2))
+    torch.testing.assert_close((task(parts[0])["loss"] + task(parts[1])["loss"]) / 2, whole)
 
 
 def test_captions_begin_with_the_prompt():
