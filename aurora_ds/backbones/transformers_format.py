@@ -1,5 +1,5 @@
-"""Directories in transformers' format: names and sizes. BlipForImageTextRetrieval in and out,
-BlipForQuestionAnswering and BlipForConditionalGeneration in.
+"""Directories in transformers' format, names and sizes, in and out: BlipForImageTextRetrieval,
+BlipForQuestionAnswering, BlipForConditionalGeneration.
 
 Only the file layout is used. Differences of that model: no temperature is stored, its vision LayerNorms
 default to eps 1e-5 (ours keep BLIP's 1e-6 whatever config.json says: the weights were trained so), and
@@ -46,6 +46,11 @@ SIZES = {
     "text.max_positions": ("text_config", "max_position_embeddings"),
     "text.vocab_size": ("text_config", "vocab_size"),
     "embed_dim": ("image_text_hidden_size",),
+}
+ARCHITECTURES = {
+    "retrieval": "BlipForImageTextRetrieval",
+    "vqa": "BlipForQuestionAnswering",
+    "caption": "BlipForConditionalGeneration",
 }
 DEFAULT_HEADS = {"vision.heads": 12, "text.heads": 8}
 
@@ -153,13 +158,22 @@ def check_sizes(folder: Path, config: BackboneConfig) -> None:
 
 
 def config_for(config: BackboneConfig) -> dict[str, Any]:
-    """The config.json that makes transformers build the same model.
+    """The config.json that makes transformers build the same model, or an AuroraError where it has none.
 
     Two of its defaults would not do: eps 1e-5 of the vision LayerNorms, and 8 text heads. `is_decoder` is what
     gives its text layers a cross-attention; it masks nothing by itself."""
     vision, text = config.vision, config.text
+    if config.head not in ARCHITECTURES:
+        raise AuroraError(
+            f"transformers has no model for backbone.head={config.head}; it has them for {', '.join(ARCHITECTURES)}."
+        )
+    if config.head == "vqa" and vision.width != text.width:
+        raise AuroraError(
+            f"transformers' BlipForQuestionAnswering needs one width for images and text; these are {vision.width} "
+            f"(backbone.vision.width) and {text.width} (backbone.text.width). It cannot hold this model."
+        )
     return {
-        "architectures": ["BlipForImageTextRetrieval"],
+        "architectures": [ARCHITECTURES[config.head]],
         "model_type": "blip",
         "projection_dim": config.embed_dim,
         "image_text_hidden_size": config.embed_dim,

@@ -6,12 +6,18 @@ and its question answering has no text width of its own.
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import BlipConfig, BlipForConditionalGeneration, BlipForQuestionAnswering
 
 from aurora_ds.backbones.checkpoint import load_backbone
 from aurora_ds.backbones.decoder import TextDecoder
+from aurora_ds.backbones.models import new_model
+from aurora_ds.backbones.published import to_published
+from aurora_ds.backbones.transformers_format import config_for, from_original
 from aurora_ds.config import BackboneConfig, CaptionConfig, GenerationConfig, VqaConfig
 from aurora_ds.errors import AuroraError
 from aurora_ds.tasks.caption import CaptionTask
@@ -126,6 +132,43 @@ def test_same_greedy_texts(pair, texts):
         return [row[: row.index(102)] if 102 in row else row for row in ids.tolist()]
 
     assert written(task(batch, what="generate")["ids"]) == written(expected)
+
+
+@pytest.mark.parametrize("head", ["caption", "vqa"])
+def test_transformers_reads_what_we_write(head, small_config, texts, tmp_path):
+    """config_for and from_original together make a directory from which transformers computes our numbers."""
+    if head == "vqa":
+        small_config.vision.width = 32
+    torch.manual_seed(2)
+    ours = new_model(small_config.model_copy(update={"head": head})).eval()
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+        described = config_for(ours.config)
+        assert described["architectures"] == [KINDS[head].__name__]
+        (tmp_path / "config.json").write_text(json.dumps(described))
+        save_file(
+            from_original(to_published(ours)), tmp_path / "model.safetensors", metadata={"format": "pt"}
+        )
+        theirs, report = KINDS[head].from_pretrained(tmp_path, output_loading_info=True)
+        assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
+        image, (ids, mask) = torch.randn(3, 3, 32, 32), texts(3, 9)
+        context = ours.visual_encoder(image)
+        if head == "vqa":
+            context = ours.text_encoder(ids, mask, ours.text_encoder.image_kv(context))
+        found = next_tokens(ours.text_decoder, context, ids, mask)
+        expected = theirs.eval().text_decoder(
+            input_ids=ids, attention_mask=mask, encoder_hidden_states=context, return_dict=True
+        )
+    torch.testing.assert_close(found, expected.logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("head", "part"), [("nlvr", "no model for backbone.head=nlvr"), ("vqa", "24 .* and 32")]
+)
+def test_what_transformers_cannot_hold(head, part, small_config):
+    with pytest.raises(AuroraError, match=part):
+        config_for(small_config.model_copy(update={"head": head}))
 
 
 @pytest.mark.parametrize("head", ["caption", "vqa"])
