@@ -1,8 +1,9 @@
 """Samples out of tar shards by number: one positioned read per sample, at the offset that the manifest gives.
 
 A sample's tar members are KEY.json, then its media: KEY.jpg, KEY.mp4, …, or KEY.0.jpg, KEY.1.png, … when there are
-several. Tar headers are parsed by the standard library, but nothing is ever extracted: only regular members with a
-plain name and a listed type are accepted, no name becomes a path, and JSON is all that is interpreted here.
+several. Tar headers other than those that we write are parsed by the standard library, and nothing is ever extracted:
+only regular members with a plain name and a listed type are accepted, no name becomes a path, and JSON is all that is
+interpreted here.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any, Literal, TypeVar, get_args
 from aurora_ds.data.bad_sample import BadSample as BadSample
 from aurora_ds.data.bad_sample import Reason as Reason
 from aurora_ds.data.manifest import Manifest, SampleAddress
+from aurora_ds.data.tar_header import plain_member
 
 BLOCK = tarfile.BLOCKSIZE  # 512 bytes
 IMAGE_TYPES = ("jpg", "png", "webp", "gif", "bmp")
@@ -257,6 +259,14 @@ def _reaches_beyond(name: str, address: SampleAddress) -> BadSample:
 
 def _member(block: bytes, position: int, address: SampleAddress) -> tuple[str, int]:
     """(name, size) of the tar member whose header stands at `position`."""
+    name, size = plain_member(block[position : position + BLOCK]) or _any_member(block, position, address)
+    if not name.isprintable() or name.startswith(".") or "/" in name or "\\" in name:
+        raise _no_plain_file(name, address)
+    return name, size
+
+
+def _any_member(block: bytes, position: int, address: SampleAddress) -> tuple[str, int]:
+    """The same by the standard library, for headers that another program wrote, or that are none."""
     try:
         header = tarfile.TarInfo.frombuf(block[position : position + BLOCK], "utf-8", "strict")
     except (tarfile.HeaderError, ValueError) as error:
@@ -265,15 +275,16 @@ def _member(block: bytes, position: int, address: SampleAddress) -> tuple[str, i
             "damaged or not the one the manifest describes; `aurora-ds shards verify` lists all damage.",
             "not_a_sample",
         ) from error
-    name = header.name
     # isreg() would let sparse members pass: their size in the header is not that of their content.
-    regular = header.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and header.size >= 0
-    if not regular or not name.isprintable() or name.startswith(".") or "/" in name or "\\" in name:
-        raise BadSample(
-            f"{address.shard}: member {name!r} is not a file with a plain name; it is not read.",
-            "not_a_sample",
-        )
-    return name, header.size
+    if header.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or header.size < 0:
+        raise _no_plain_file(header.name, address)
+    return header.name, header.size
+
+
+def _no_plain_file(name: str, address: SampleAddress) -> BadSample:
+    return BadSample(
+        f"{address.shard}: member {name!r} is not a file with a plain name; it is not read.", "not_a_sample"
+    )
 
 
 def _record(name: str, content: bytes, address: SampleAddress) -> dict[str, Any]:

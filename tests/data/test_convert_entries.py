@@ -15,9 +15,9 @@ from conftest import draw
 
 from aurora_ds.data.convert import convert, sources
 from aurora_ds.data.convert.entries import Entry, Reject
-from aurora_ds.data.convert.writer import tar_header
 from aurora_ds.data.manifest import Manifest
 from aurora_ds.data.reader import BadSample, ShardReader
+from aurora_ds.data.tar_header import plain_member, tar_header
 from aurora_ds.errors import AuroraError
 
 Converted = Callable[..., dict[str, Any]]
@@ -298,6 +298,14 @@ def test_headers_are_those_of_the_standard_library() -> None:
         header = tarfile.TarInfo(name)
         header.size, header.mode = size, 0o644
         assert tar_header(name, size) == header.tobuf(tarfile.USTAR_FORMAT)
+        assert plain_member(tar_header(name, size)) == (name, size)
+
+
+@pytest.mark.parametrize("place", range(0, 512, 7))
+def test_a_header_with_one_other_byte_is_not_a_plain_one(place: int) -> None:
+    header = bytearray(tar_header("train-0000001-x.jpg", 123_456))
+    header[place] ^= 1
+    assert plain_member(bytes(header)) is None
 
 
 @pytest.mark.parametrize(("name", "size"), [("b" * 101, 1), ("b", 8**11)])
