@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from conftest import draw
+from drawn_data import draw
 
 from aurora_ds.data.convert import load_recipe
 from aurora_ds.data.convert.entries import Entry, Reject

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import draw, spooled
+from drawn_data import draw, spooled
 
 from aurora_ds.data.convert import convert, load_recipe
 from aurora_ds.data.manifest import Manifest

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import draw
+from drawn_data import draw
 
 from aurora_ds.data.convert import convert, sources
 from aurora_ds.data.convert.entries import Entry, Reject

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import write_recipe, write_source
+from drawn_data import write_recipe, write_source
 
 from aurora_ds.data.convert import convert
 from aurora_ds.data.convert.executor import open_executor

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_recipe, write_source
+from drawn_data import write_recipe, write_source
 
 from aurora_ds.data.convert import convert, writer
 from aurora_ds.data.convert.entries import Entry

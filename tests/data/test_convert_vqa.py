@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PHOTOS
 from convert_tools import ANNOTATIONS, draw_all, entries_of, of_kind, read_back, write_json
+from drawn_data import PHOTOS
 
 from aurora_ds.data.convert import convert
 from aurora_ds.data.convert.recipe import AnnotationFiles

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from conftest import write_recipe, write_source
 from drawn_clips import make_clip
+from drawn_data import write_recipe, write_source
 
 from aurora_ds.data.convert import convert
 from aurora_ds.data.decode import open_image

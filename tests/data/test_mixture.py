@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import written_manifest
+from drawn_data import written_manifest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PHOTOS, WordTokenizer
+from drawn_data import PHOTOS, WordTokenizer
 
 from aurora_ds.config import RunConfig
 from aurora_ds.data import loader
