@@ -225,6 +225,11 @@ class DataConfig(_Section):
         default_factory=list,
         description="datasets to train on together, in place of shards and train_split; evaluation reads shards",
     )
+    media: Literal["seen", "blank"] = Field(
+        "seen",
+        description="blank: the mean colour in the place of every image and clip, in training and evaluation: what "
+        "text alone can do",
+    )
     expand: Literal["pairs", "media"] = Field(
         "pairs",
         description="an epoch is every pair once, or every medium once with one annotation drawn for it",

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from aurora_ds.config import RunConfig
+from aurora_ds.data.blank import BlankMedium
 from aurora_ds.data.media import Medium
 from aurora_ds.errors import AuroraError
 
@@ -79,7 +80,7 @@ class Filling:
         self._slot: FilledSlot | None = None
         self._batch: Tensor | None = None
 
-    def add(self, medium: Medium, random: np.random.Generator | None) -> None:
+    def add(self, medium: Medium | BlankMedium, random: np.random.Generator | None) -> None:
         """The next row, augmented with draws from `random` or not. Raises AuroraError for another shape than before."""
         shape = medium.shape(self._config.backbone.vision.image_size)
         if self._batch is None:

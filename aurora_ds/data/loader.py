@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from aurora_ds.config import RunConfig
 from aurora_ds.data.batch_memory import BatchMemory, FilledSlot, Filling, keep_freed_memory
+from aurora_ds.data.blank import BlankMedium
 from aurora_ds.data.manifest import Manifest
 from aurora_ds.data.media import MediaReader, Medium, annotation
 from aurora_ds.data.mixture import Row, open_manifest, open_mixture
@@ -160,7 +161,7 @@ class _TrainBatches(_Batches):
             "bad": bad,
         }
 
-    def _read(self, row: Row) -> tuple[Row, Medium, Any]:
+    def _read(self, row: Row) -> tuple[Row, Medium | BlankMedium, Any]:
         medium = self.media.read(row.source, row.medium, row.turn, self._several[row.source])
         kind = self.plan.mixture.sources[row.source].kind
         return row, medium, annotation(medium.record, kind, row.annotation, medium.key)
@@ -223,7 +224,13 @@ def steps_per_epoch(config: RunConfig, world_size: int) -> int:
 def train_loader(
     config: RunConfig, tokenizer: Tokenizer, world_size: int, rank: int, epoch: int, start_step: int = 0
 ) -> BatchLoader:
-    """`annotated_loader` of captions: its batches have input_ids and attention_mask, int64 (B, longest text)."""
+    """`annotated_loader` of captions, as retrieval trains on them."""
+    texts = caption_texts(config, tokenizer)
+    return annotated_loader(config, "captions", texts, world_size, rank, epoch, start_step)
+
+
+def caption_texts(config: RunConfig, tokenizer: Tokenizer) -> Callable[[list[str]], dict[str, Tensor]]:
+    """What makes input_ids and attention_mask, int64 (B, longest text), of B captions."""
     retrieval = config.retrieval
 
     def texts(captions: list[str]) -> dict[str, Tensor]:
@@ -231,7 +238,7 @@ def train_loader(
         input_ids, attention_mask = tokenizer.encode(cleaned, retrieval.max_tokens)
         return {"input_ids": input_ids, "attention_mask": attention_mask}
 
-    return annotated_loader(config, "captions", texts, world_size, rank, epoch, start_step)
+    return texts
 
 
 def annotated_loader(

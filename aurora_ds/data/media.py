@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from aurora_ds.config import RunConfig
+from aurora_ds.data.blank import BlankMedium, read_blank
 from aurora_ds.data.clip import clip_transform, sample_clip, train_clip_transform
 from aurora_ds.data.decode import open_image
 from aurora_ds.data.image import test_transform, train_transform
@@ -24,6 +25,7 @@ from aurora_ds.data.reader import BadSample, Sample, ShardReader
 from aurora_ds.data.sampling import RANDOM_STRATEGIES, Strategy
 
 FETCHED_BYTES = 16 * 2**20
+T = TypeVar("T")
 _FRAMES = 4  # first number of the keys of these draws; plan.py and mixture.py have others
 
 
@@ -90,9 +92,12 @@ class MediaReader:
         self._kept: OrderedDict[tuple[int, int, int], Medium] = OrderedDict()
         self._room = buffer_mb * 2**20
         self._fetched: dict[tuple[int, int], Sample | BadSample] = {}
+        self._blank = config.data.media == "blank"
 
-    def read(self, source: int, medium: int, turn: int = 0, keep: bool = False) -> Medium:
+    def read(self, source: int, medium: int, turn: int = 0, keep: bool = False) -> Medium | BlankMedium:
         """A medium, decoded; from the buffer where it is. `keep`: it will be asked for again. Raises BadSample."""
+        if self._blank:
+            return self._noted(source, medium, self._read_blank)
         place = self._place(source, medium, turn)
         if place in self._kept:
             self._kept.move_to_end(place)
@@ -119,7 +124,7 @@ class MediaReader:
         for source, reader in enumerate(self._readers):
             reader.expect(self._splits[source][1], (place[1] for place in places if place[0] == source))
         size = 0
-        for source, medium, turn in places:
+        for source, medium, turn in [] if self._blank else places:
             if (source, medium) in self._fetched or self._place(source, medium, turn) in self._kept:
                 continue
             if size > FETCHED_BYTES:
@@ -131,9 +136,15 @@ class MediaReader:
                 self._fetched[source, medium] = error
 
     def _fetch(self, source: int, medium: int) -> Sample:
+        return self._noted(source, medium, ShardReader.read)
+
+    def _read_blank(self, reader: ShardReader, split: str, medium: int) -> BlankMedium:
+        return read_blank(reader, split, medium, self._config.data.video.frames)
+
+    def _noted(self, source: int, medium: int, read: Callable[[ShardReader, str, int], T]) -> T:
         self.note(source, medium)
         try:
-            return self._readers[source].read(self._splits[source][1], medium)
+            return read(self._readers[source], self._splits[source][1], medium)
         finally:
             self.note(-1, -1)
 
@@ -187,12 +198,10 @@ class MediaReader:
 
 def medium_shape(config: RunConfig, manifest: Manifest, split: str) -> tuple[int, ...]:
     """Shape of the split's media in a batch, by the first one's record: (3, S, S), or (T, 3, S, S) for clips."""
-    size = config.backbone.vision.image_size
     reader = ShardReader(manifest)
-    sample = reader.read(split, 0)
+    first = read_blank(reader, split, 0, config.data.video.frames)
     reader.close()
-    leading = {"image": (), "images": (len(sample.parts),)}.get(sample.kind, (config.data.video.frames,))
-    return (*leading, 3, size, size)
+    return first.shape(config.backbone.vision.image_size)
 
 
 def picture(config: RunConfig, reader: ShardReader, split: str, medium: int) -> np.ndarray:
