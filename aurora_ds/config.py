@@ -164,27 +164,49 @@ class GenerationConfig(_Section):
 class VqaConfig(_Section):
     """Question answering on images and clips: weighted answers in training; ranking or writing in evaluation."""
 
+    inference: Literal["rank", "generate"] = Field(
+        "rank", description="score the answers of a list, or write one"
+    )
+    answer_list: str | None = Field(
+        None, description="JSON list of the answers that are ranked; null: the one beside the shards"
+    )
+    accuracy: Literal["vqa", "exact"] = Field(
+        "vqa",
+        description="vqa: VQA's own, against ten annotators; exact: equality, as for MSRVTT-QA and MSVD-QA",
+    )
     label_smoothing: float = Field(
         0.1, ge=0, lt=1, description="in the loss and in the scores of the ranking; Aurora: 0"
     )
-    loss_per: Literal["question", "frame"] = Field(
-        "question", description="what the loss is averaged over; frame: as released, so that clips weigh less"
+    loss_per: Literal["question", "frame"] | None = Field(
+        None, description="what the loss is averaged over; frame: as released, so that clips weigh less"
     )
     k_test: PositiveInt = Field(128, description="answers that are scored in full, after their first tokens")
     answers_per_batch: PositiveInt = Field(
         1024, description="how many (question, answer) pairs are scored at once in ranking"
     )
-    question_padding: Literal["masked", "seen"] = Field(
-        "masked", description="whether written answers see the question's padding; seen: as published"
+    question_padding: Literal["masked", "seen"] | None = Field(
+        None, description="whether written answers see the question's padding; seen: as published"
     )
     generation: GenerationConfig = GenerationConfig(max_length=10, min_length=1)
+    max_words: PositiveInt = Field(50, description="of a question; answers are taken whole")
+    max_tokens: PositiveInt = Field(35, description="of a question")
 
 
 class CaptionConfig(_Section):
     """Captioning of images and clips."""
 
+    prompt: str = Field("a picture of ", description="words that every caption begins with")
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     generation: GenerationConfig = GenerationConfig()
+    max_words: PositiveInt = 30
+    max_tokens: PositiveInt = Field(40, description="of a caption with its prompt")
+
+
+class NlvrConfig(_Section):
+    """Statements about two images."""
+
+    max_words: PositiveInt = 40
+    max_tokens: PositiveInt = Field(512, description="of a statement; published: whole")
 
 
 class MixEntry(_Section):
@@ -233,6 +255,10 @@ class DataConfig(_Section):
     expand: Literal["pairs", "media"] = Field(
         "pairs",
         description="an epoch is every pair once, or every medium once with one annotation drawn for it",
+    )
+    shots: PositiveInt | None = Field(
+        None,
+        description="few-shot: train on this many media of each training split, drawn by the seed; null: on all",
     )
     lanes: PositiveInt = Field(
         64, description="parts that an epoch is cut into; ranks share them out, so a multiple of their number"
@@ -328,12 +354,15 @@ class MonitorConfig(_Section):
 class RunConfig(_Section):
     """Everything that decides a run's result."""
 
-    task: Literal["retrieval"] = "retrieval"
+    task: Literal["retrieval", "vqa", "caption", "nlvr"] = "retrieval"
     description: str = ""
     seed: int = 42
     backbone: BackboneConfig = BackboneConfig()
     prompts: PromptConfig = PromptConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
+    vqa: VqaConfig = VqaConfig()
+    caption: CaptionConfig = CaptionConfig()
+    nlvr: NlvrConfig = NlvrConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvalConfig = EvalConfig()

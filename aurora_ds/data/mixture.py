@@ -1,7 +1,8 @@
 """What training draws from: one or several splits of shards, each with a weight, and their samples by number.
 
-A source deals in units: pairs (medium, annotation), or media, of which one annotation is drawn each time. Media and
-pairs of all sources are numbered on end, in the order of data.mix, so no two samples of a run share a number.
+A source deals in units: pairs (medium, annotation), or media, of which one annotation is drawn each time; of all its
+media, or of a few that the seed draws (data.shots). Media and pairs of all sources are numbered on end, in the order of
+data.mix, so no two samples of a run share a number, and a sample has the same one whatever else is left out.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from aurora_ds.data.remote import is_remote, open_shards
 from aurora_ds.errors import AuroraError
 
 Expand = Literal["pairs", "media"]
-_ANNOTATION = 3  # first number of the keys of these draws; those of plan.py are others
+_ANNOTATION, _SHOTS = 3, 5  # first numbers of the keys of these draws; plan.py and media.py have others
 
 
 class Rows(NamedTuple):
@@ -53,7 +54,10 @@ class Row(NamedTuple):
 
 
 class Source:
-    """A split of shards in a mixture. Raises AuroraError when it holds no annotation of the kind."""
+    """A split of shards in a mixture. `shots`: only so many of its media, drawn by `seed`; of more shots these are a part.
+
+    Raises AuroraError when it holds no annotation of the kind, or fewer media with one than `shots`.
+    """
 
     def __init__(
         self,
@@ -62,7 +66,10 @@ class Source:
         weight: float = 1.0,
         kind: str = "captions",
         expand: Expand = "pairs",
+        shots: int | None = None,
+        seed: int = 0,
     ):
+        self.shots = shots
         self.manifest, self.split, self.kind, self.expand = manifest, split, kind, expand
         self.weight = Fraction(str(weight))  # as written: 0.1 is a tenth
         self._first_media = manifest.split(split).first_media
@@ -79,31 +86,58 @@ class Source:
             )
         # int64 (shards + 1,): the first unit of each shard, then their number
         self.bounds = self._first_pairs
-        self._annotated: np.ndarray | None = None
-        if expand == "media":
+        # int64, ascending: the media that are dealt; None: all
+        self._dealt: np.ndarray | None = None
+        if shots is not None:
+            self._dealt = self._draw_shots(shots, seed)
+        elif expand == "media":
             self.bounds = self._first_media
             if not np.all(self._counts):
-                self._annotated = np.flatnonzero(self._counts)
-                self.bounds = _sums(self._counts > 0, self._first_media)
+                self._dealt = np.flatnonzero(self._counts)
+        if self._dealt is not None:
+            each = np.ones(len(self._dealt), np.int64) if expand == "media" else self._counts[self._dealt]
+            self._ends = np.cumsum(each, dtype=np.int64)  # one past the last unit of each dealt medium
+            past = np.concatenate([[0], self._ends])
+            self.bounds = past[np.searchsorted(self._dealt, self._first_media)]
         self.units = int(self.bounds[-1])
+
+    def _draw_shots(self, shots: int, seed: int) -> np.ndarray:
+        annotated = np.flatnonzero(self._counts)
+        if shots > len(annotated):
+            raise AuroraError(
+                f"data.shots asks for {shots} media of split {self.split!r} in {self.manifest.store.place}, which has "
+                f"{len(annotated)} with {self.kind}. Ask for {len(annotated)} or fewer, or leave data.shots unset to "
+                "train on all of them."
+            )
+        generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((_SHOTS, seed % 2**64))))
+        return np.sort(generator.permutation(annotated)[:shots])
 
     def rows(self, turns: np.ndarray, units: np.ndarray, key: tuple[int, int]) -> tuple[np.ndarray, ...]:
         """(media, annotations, pairs), int64 (n,) each, of units dealt in these turns. `key` is of the draws."""
-        if self.expand == "pairs":
+        if self.expand == "pairs" and self._dealt is None:
             media, annotations = self._locate(units)
             return media, annotations, units
-        media = units if self._annotated is None else self._annotated[units]
-        draws = zip(turns.tolist(), media.tolist(), self._counts[media].tolist(), strict=True)
-        annotations = np.asarray(
-            [_draw(count, (*key, turn, medium)) for turn, medium, count in draws], dtype=np.int64
-        )
+        if self.expand == "pairs":
+            places = np.searchsorted(self._ends, units, side="right")
+            media = self._dealt[places]
+            annotations = units - self._ends[places] + self._counts[media]
+        else:
+            media = units if self._dealt is None else self._dealt[units]
+            draws = zip(turns.tolist(), media.tolist(), self._counts[media].tolist(), strict=True)
+            annotations = np.asarray(
+                [_draw(count, (*key, turn, medium)) for turn, medium, count in draws], dtype=np.int64
+            )
+        return media, annotations, self._first_pair_of(media) + annotations
+
+    def _first_pair_of(self, media: np.ndarray) -> np.ndarray:
+        """int64 (n,): number of the first pair of each medium, looking at the counts of their shards only."""
         shards = np.searchsorted(self._first_media, media, side="right") - 1
         starts = [
             int(self._first_pairs[shard])
             + int(self._counts[self._first_media[shard] : medium].sum(dtype=np.int64))
             for shard, medium in zip(shards.tolist(), media.tolist(), strict=True)
         ]
-        return media, annotations, np.asarray(starts, dtype=np.int64) + annotations
+        return np.asarray(starts, dtype=np.int64)
 
     def _locate(self, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Pairs -> (media, which annotation of its medium each is), looking at the counts of their shards only."""
@@ -137,9 +171,11 @@ class Mixture:
     @property
     def described(self) -> str:
         """How messages call it."""
+        shots = self.sources[0].shots
+        few = "" if shots is None else f" with {shots} shots (data.shots)"
         if len(self.sources) == 1:
-            return f"Split {self.sources[0].split!r} in {self.sources[0].manifest.store.place}"
-        return f"The mixture of {', '.join(self.names)}"
+            return f"Split {self.sources[0].split!r} in {self.sources[0].manifest.store.place}{few}"
+        return f"The mixture of {', '.join(self.names)}{few}"
 
     def key(self, source: int, key: str) -> str:
         """A sample's key in batches and messages: the shard's, after its source's name where there are several."""
@@ -160,7 +196,13 @@ class Mixture:
     def fingerprint(self, *others: int) -> str:
         """sha256 of the sources, what they deal in, their weights, and other numbers that decide the order."""
         sources = [
-            (source.manifest.fingerprint(source.split), source.kind, source.expand, str(source.weight))
+            (
+                source.manifest.fingerprint(source.split),
+                source.kind,
+                source.expand,
+                str(source.weight),
+                *(() if source.shots is None else (source.shots,)),  # without: as it always was
+            )
             for source in self.sources
         ]
         return hashlib.sha256(json.dumps([sources, others]).encode()).hexdigest()
@@ -174,7 +216,10 @@ def open_mixture(config: RunConfig, kind: str = "captions") -> Mixture:
     else:
         parts = [(data.shards, data.train_split, 1.0)]
     return Mixture(
-        [Source(_manifest(shards, data), split, weight, kind, data.expand) for shards, split, weight in parts]
+        [
+            Source(_manifest(shards, data), split, weight, kind, data.expand, data.shots, config.seed)
+            for shards, split, weight in parts
+        ]
     )
 
 
@@ -199,12 +244,6 @@ def _manifest(shards: str | None, data: DataConfig) -> Manifest:
 @lru_cache(maxsize=8)
 def _load(shards: str, cache: str | None, cache_gb: float, changed: int) -> Manifest:
     return open_shards(shards, cache, cache_gb)
-
-
-def _sums(numbers: np.ndarray, bounds: np.ndarray) -> np.ndarray:
-    """int64 (ranges + 1,): sums of `numbers` before each bound; ranges may be empty."""
-    whole = np.concatenate([[0], np.cumsum(numbers, dtype=np.int64)])
-    return whole[bounds]
 
 
 def _draw(count: int, key: tuple[int, ...]) -> int:
