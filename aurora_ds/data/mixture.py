@@ -54,7 +54,7 @@ class Row(NamedTuple):
 
 
 class Source:
-    """A split of shards in a mixture. `shots`: only so many of its media, drawn by `seed`; of more shots these are a part.
+    """A split of shards in a mixture. `shots`: only so many of its media, drawn by `seed`; of more they are a part.
 
     Raises AuroraError when it holds no annotation of the kind, or fewer media with one than `shots`.
     """
