@@ -6,6 +6,7 @@ single fields cannot say. A field without `description` means what its name says
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt
@@ -18,6 +19,20 @@ def _word(value: Any) -> Any:
 
 
 Switchable = BeforeValidator(_word)  # YAML reads a bare `off` as false
+
+
+def _stretch(window: Any) -> Any:
+    """A window, or one sentence for every way to get it wrong: a union of types tells of those that were not meant."""
+    if window is None or window == "moments":
+        return window
+    start, end = window if isinstance(window, list | tuple) and len(window) == 2 else (None, None)
+    last = math.inf if end is None else end
+    if not all(type(each) in (int, float) for each in (start, last)) or not 0 <= start < last:
+        raise ValueError("moments, or [start, end] in seconds with 0 <= start < end, where end may be null")
+    return start, end
+
+
+Stretch = Annotated[Literal["moments"] | tuple[float, float | None] | None, BeforeValidator(_stretch)]
 
 
 class _Section(BaseModel):
@@ -225,6 +240,11 @@ class VideoConfig(_Section):
     frames: PositiveInt = 8
     train_sampling: Sampling = Field("random", description="how frames are picked in training")
     eval_sampling: Sampling = Field("uniform", description="how frames are picked in evaluation")
+    window: Stretch = Field(
+        None,
+        description="[start, end] in seconds: frames from this stretch of every clip, end null: to its end; moments: "
+        "train on the moments of clips (DiDeMo), each with frames from its own stretch, evaluate on whole clips",
+    )
     decoder: Literal["auto", "pyav", "torchcodec"] = Field(
         "auto", description="auto: PyAV; torchcodec needs FFmpeg's shared libraries"
     )

@@ -18,6 +18,7 @@ Reason = Literal[
     "no_annotation",
     "checksum",
     "unreachable",
+    "window",
 ]
 
 

@@ -40,7 +40,7 @@ def sample_clip(
 
     `size`: frames come resized to size x size, for transforms that do not cut: quicker, and less to keep in memory.
     A clip stored as frames is sampled by the same strategies, each stored frame standing for an equal stretch of the
-    clip. Raises BadSample; AuroraError for a wrong strategy, count or window.
+    clip. Raises BadSample; AuroraError for a wrong strategy or count.
     """
     if sample.kind == "video":
         return sample_frames(
@@ -59,7 +59,7 @@ def sample_clip(
         raise BadSample(f"Sample {sample.key} is of kind {sample.kind!r}, not a clip.", reason="not_a_video")
     stamps, seconds = _stored_times(sample)
     stretches = np.arange(len(stamps)) * (seconds / len(stamps))
-    numbers = choose(stretches, seconds, count, how, generator, window, clip_seconds)
+    numbers = choose(stretches, seconds, count, how, generator, window, clip_seconds, f"clip {sample.key}")
     # A stored frame that is asked for several times is decoded once.
     pixels: dict[int, np.ndarray] = {}
     for number in dict.fromkeys(numbers.tolist()):

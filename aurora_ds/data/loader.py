@@ -22,7 +22,7 @@ from aurora_ds.config import RunConfig
 from aurora_ds.data.batch_memory import BatchMemory, FilledSlot, Filling, keep_freed_memory
 from aurora_ds.data.blank import BlankMedium
 from aurora_ds.data.manifest import Manifest
-from aurora_ds.data.media import MediaReader, Medium, annotation
+from aurora_ds.data.media import NO_MOMENT, MediaReader, Medium, annotation
 from aurora_ds.data.mixture import Row, open_manifest, open_mixture
 from aurora_ds.data.plan import TrainPlan, evaluation_share
 from aurora_ds.data.reader import ShardReader
@@ -140,7 +140,7 @@ class _TrainBatches(_Batches):
         rows = self.plan.batch(self.epoch, *divmod(number, self.plan.accumulation)).each()
         filling = Filling(self.config, len(rows), self.memory)
         read, bad = [], []
-        self.media.fetch((row.source, row.medium, row.turn) for row in rows)
+        self.media.fetch((row.source, row.medium, row.turn, self._moment(row)) for row in rows)
         for planned in rows:
             (row, medium, text), unreadable = read_or_replace(
                 planned, self.epoch, self.plan, self.media, self.config.data.bad_samples == "skip", self._read
@@ -162,9 +162,13 @@ class _TrainBatches(_Batches):
         }
 
     def _read(self, row: Row) -> tuple[Row, Medium | BlankMedium, Any]:
-        medium = self.media.read(row.source, row.medium, row.turn, self._several[row.source])
-        kind = self.plan.mixture.sources[row.source].kind
-        return row, medium, annotation(medium.record, kind, row.annotation, medium.key)
+        several, kind = self._several[row.source], self.plan.mixture.sources[row.source].kind
+        medium = self.media.read(row.source, row.medium, row.turn, several, self._moment(row))
+        found = annotation(medium.record, kind, row.annotation, medium.key)
+        return row, medium, found["caption"] if kind == "moments" else found
+
+    def _moment(self, row: Row) -> int:
+        return row.annotation if self.plan.mixture.sources[row.source].kind == "moments" else NO_MOMENT
 
     def _random(self, row: Row) -> np.random.Generator | None:
         if self.config.data.augment == "none":

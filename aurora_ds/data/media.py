@@ -15,16 +15,18 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from aurora_ds.config import RunConfig
+from aurora_ds.config import RunConfig, VideoConfig
 from aurora_ds.data.blank import BlankMedium, read_blank
 from aurora_ds.data.clip import clip_transform, sample_clip, train_clip_transform
 from aurora_ds.data.decode import open_image
 from aurora_ds.data.image import test_transform, train_transform
 from aurora_ds.data.manifest import Manifest
+from aurora_ds.data.moments import stretch
 from aurora_ds.data.reader import BadSample, Sample, ShardReader
 from aurora_ds.data.sampling import RANDOM_STRATEGIES, Strategy
 
 FETCHED_BYTES = 16 * 2**20
+NO_MOMENT = -1
 T = TypeVar("T")
 _FRAMES = 4  # first number of the keys of these draws; plan.py and mixture.py have others
 
@@ -89,16 +91,21 @@ class MediaReader:
         self._clip_size = None if augmented else config.backbone.vision.image_size
         readers = {id(manifest): ShardReader(manifest) for manifest, _ in splits}
         self._readers = [readers[id(manifest)] for manifest, _ in splits]
-        self._kept: OrderedDict[tuple[int, int, int], Medium] = OrderedDict()
+        self._kept: OrderedDict[tuple[int, int, int, int], Medium] = OrderedDict()
         self._room = buffer_mb * 2**20
         self._fetched: dict[tuple[int, int], Sample | BadSample] = {}
         self._blank = config.data.media == "blank"
 
-    def read(self, source: int, medium: int, turn: int = 0, keep: bool = False) -> Medium | BlankMedium:
-        """A medium, decoded; from the buffer where it is. `keep`: it will be asked for again. Raises BadSample."""
+    def read(
+        self, source: int, medium: int, turn: int = 0, keep: bool = False, moment: int = NO_MOMENT
+    ) -> Medium | BlankMedium:
+        """A medium, decoded; from the buffer where it is. `keep`: it will be asked for again. Raises BadSample.
+
+        `moment`: number of a moment of the clip, whose stretch the frames come from, not data.video.window.
+        """
         if self._blank:
             return self._noted(source, medium, self._read_blank)
-        place = self._place(source, medium, turn)
+        place = self._place(source, medium, turn, moment)
         if place in self._kept:
             self._kept.move_to_end(place)
             return self._kept[place]
@@ -113,8 +120,8 @@ class MediaReader:
             self._make_room(place, found)
         return found
 
-    def fetch(self, places: Iterable[tuple[int, int, int]]) -> None:
-        """Reads the bytes of media (source, medium, turn) that `read` will be asked for next, FETCHED_BYTES at most.
+    def fetch(self, places: Iterable[tuple[int, ...]]) -> None:
+        """Reads the bytes of media (source, medium, turn, moment) that come next, FETCHED_BYTES at most.
 
         One after the other they are read in half the time that they take between decoding. What is unreadable is told
         by `read`.
@@ -124,8 +131,8 @@ class MediaReader:
         for source, reader in enumerate(self._readers):
             reader.expect(self._splits[source][1], (place[1] for place in places if place[0] == source))
         size = 0
-        for source, medium, turn in [] if self._blank else places:
-            if (source, medium) in self._fetched or self._place(source, medium, turn) in self._kept:
+        for source, medium, *_ in [] if self._blank else places:
+            if (source, medium) in self._fetched:
                 continue
             if size > FETCHED_BYTES:
                 break
@@ -148,9 +155,11 @@ class MediaReader:
         finally:
             self.note(-1, -1)
 
-    def _place(self, source: int, medium: int, turn: int) -> tuple[int, int, int]:
+    def _place(
+        self, source: int, medium: int, turn: int, moment: int = NO_MOMENT
+    ) -> tuple[int, int, int, int]:
         # Only the frames of a clip depend on the turn.
-        return source, medium, turn if self._sampling in RANDOM_STRATEGIES else 0
+        return source, medium, turn if self._sampling in RANDOM_STRATEGIES else 0, moment
 
     def shard(self, source: int, medium: int) -> str:
         """The file that holds a medium."""
@@ -165,16 +174,18 @@ class MediaReader:
             return None
 
     def _decode(
-        self, sample: Sample, place: tuple[int, int, int]
+        self, sample: Sample, place: tuple[int, int, int, int]
     ) -> Image.Image | list[Image.Image] | np.ndarray:
         data = self._config.data
         if sample.kind in ("video", "frames"):
-            key = np.random.SeedSequence([_FRAMES, self._config.seed % 2**64, *place])
+            *keys, moment = place
+            key = np.random.SeedSequence([_FRAMES, self._config.seed % 2**64, *keys])
             return sample_clip(
                 sample,
                 data.video.frames,
                 self._sampling,
                 np.random.Generator(np.random.Philox(key)),
+                window=_window(data.video) if moment == NO_MOMENT else _stretch(sample, moment),
                 size=self._clip_size,
                 max_pixels=data.max_pixels,
                 decoder=data.video.decoder,
@@ -186,7 +197,7 @@ class MediaReader:
             ]
         return open_image(sample.media, data.max_pixels, sample.key, data.image_decoder)
 
-    def _make_room(self, place: tuple[int, int, int], found: Medium) -> None:
+    def _make_room(self, place: tuple[int, int, int, int], found: Medium) -> None:
         """Keeps `found` in the place of those used longest ago, unless it is larger than the whole buffer."""
         if found.bytes > self._room + sum(each.bytes for each in self._kept.values()):
             return
@@ -208,9 +219,22 @@ def picture(config: RunConfig, reader: ShardReader, split: str, medium: int) -> 
     """uint8 (H, W, 3): an image to show for a medium; of a clip or a set, the one in the middle."""
     sample, data = reader.read(split, medium), config.data
     if sample.kind in ("video", "frames"):
-        return sample_clip(sample, 1, "centre", max_pixels=data.max_pixels, decoder=data.video.decoder)[0][0]
+        options = {
+            "window": _window(data.video),
+            "max_pixels": data.max_pixels,
+            "decoder": data.video.decoder,
+        }
+        return sample_clip(sample, 1, "centre", **options)[0][0]
     part = sample.parts[len(sample.parts) // 2]
     return np.asarray(open_image(part.content, data.max_pixels, sample.key, data.image_decoder))
+
+
+def _window(video: VideoConfig) -> tuple[float, float | None] | None:
+    return None if video.window == "moments" else video.window
+
+
+def _stretch(sample: Sample, moment: int) -> tuple[float, float]:
+    return stretch(annotation(sample.record, "moments", moment, sample.key), sample.key)
 
 
 def annotation(record: dict[str, Any], kind: str, which: int, key: str) -> Any:

@@ -209,8 +209,18 @@ class Mixture:
 
 
 def open_mixture(config: RunConfig, kind: str = "captions") -> Mixture:
-    """What `data` says training reads: data.mix, or the one split of data.shards. Raises AuroraError."""
+    """What `data` says training reads: data.mix, or the one split of data.shards. Raises AuroraError.
+
+    With data.video.window=moments, moments are read where captions are asked for: captions of stretches of clips.
+    """
     data = config.data
+    if data.video.window == "moments":
+        if kind not in ("captions", "moments"):
+            raise AuroraError(
+                f"data.video.window is moments, which have captions, but {config.task} trains on {kind}. Set it to "
+                "[start, end] in seconds, or to null."
+            )
+        kind = "moments"
     if data.mix:
         parts = [(entry.shards, entry.split, entry.weight) for entry in data.mix]
     else:

@@ -23,6 +23,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from aurora_ds.data.bad_sample import BadSample
 from aurora_ds.errors import AuroraError
 
 Strategy = Literal["uniform", "stride", "centre", "segment", "random", "head_tail", "clip"]
@@ -39,12 +40,14 @@ def choose(
     generator: np.random.Generator | None = None,
     window: tuple[float, float | None] | None = None,
     clip_seconds: float = CLIP_SECONDS,
+    name: str = "a clip",
 ) -> np.ndarray:
     """int64 (count,): numbers of the frames to take, ascending.
 
     times: float64 (frames,), ascending from 0, in seconds. `window` (start, end) in seconds limits the choice to the
-    frames seen in that stretch; end None: to the clip's end. Random strategies draw from `generator` only. Raises
-    AuroraError for an unknown strategy, a missing generator, a count below 1 or a window outside the clip.
+    frames seen in that stretch; end None: to the clip's end. Random strategies draw from `generator` only. `name` is
+    how messages call the clip. Raises AuroraError for an unknown strategy, a missing generator or a count below 1,
+    BadSample (window) for a window outside the clip.
     """
     if how not in STRATEGIES:
         raise AuroraError(f"Frame sampling {how!r} does not exist. Choose from: {', '.join(STRATEGIES)}.")
@@ -52,7 +55,7 @@ def choose(
         raise AuroraError(f"{count} frames of a clip cannot be taken; ask for one or more.")
     if how in RANDOM_STRATEGIES and generator is None:
         raise AuroraError(f"Frame sampling {how!r} is random and needs a generator. Hand one in.")
-    first, end, start_second, end_second = _window(times, seconds, window)
+    first, end, start_second, end_second = _window(times, seconds, window, name)
     if how in _BY_NUMBER:
         return first + _BY_NUMBER[how](end - first, count, generator)
     if how == "clip":
@@ -70,16 +73,18 @@ def frame_at(times: np.ndarray, marks: np.ndarray) -> np.ndarray:
 
 
 def _window(
-    times: np.ndarray, seconds: float, window: tuple[float, float | None] | None
+    times: np.ndarray, seconds: float, window: tuple[float, float | None] | None, name: str
 ) -> tuple[int, int, float, float]:
     """(first frame, frame after the last, start second, end second) of the stretch."""
     if window is None:
         return 0, len(times), 0.0, seconds
     start, end = float(window[0]), seconds if window[1] is None else min(float(window[1]), seconds)
     if not 0 <= start < end:
-        raise AuroraError(
-            f"The window from {window[0]} to {window[1]} s is not in a clip of {seconds:.3f} s. Its start must be "
-            "0 or more, before its end and before the end of the clip."
+        to = "its end" if window[1] is None else f"{float(window[1]):g} s"
+        raise BadSample(
+            f"The window from {start:g} s to {to} is not in {name} of {seconds:.3f} s. Its start must be 0 or "
+            "more, before its end and before the end of the clip.",
+            "window",
         )
     first = int(frame_at(times, np.array([start]))[0])
     return first, max(int(np.searchsorted(times, end - 1e-6)), first + 1), start, end

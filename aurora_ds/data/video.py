@@ -58,10 +58,12 @@ def sample_frames(
 
     `window`: (start, end) in seconds, end None for the clip's end. `size`: frames are scaled to size x size, aspect not
     kept, as the published readers do it (FFmpeg's bicubic filter, on the way from YUV to RGB). Raises BadSample with
-    its reason; AuroraError for a wrong strategy, count or window.
+    its reason; AuroraError for a wrong strategy or count.
     """
     with open_clip(content, name, max_pixels) as clip:
-        numbers = choose(clip.times, clip.seconds, count, how, generator, window, clip_seconds)
+        numbers = choose(
+            clip.times, clip.seconds, count, how, generator, window, clip_seconds, f"clip {name}"
+        )
         return _pictures(content, clip, numbers, decoder, size), clip.times[numbers]
 
 

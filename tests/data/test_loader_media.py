@@ -216,7 +216,7 @@ def test_the_buffer_is_bounded_and_drops_what_was_used_longest_ago(
     reader._room = 3 * 40 * 32 * 3  # three pictures
     for medium in (0, 1, 2, 0, 3, 0, 1):
         reader.read(0, medium, keep=True)
-    assert [medium for _, medium, _ in reader._kept] == [3, 0, 1]
+    assert [place[1] for place in reader._kept] == [3, 0, 1]
     assert sum(decoded.values()) == 5, "0 stayed, 1 was dropped for 3"
     assert reader._room == 0
 
