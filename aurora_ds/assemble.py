@@ -14,16 +14,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from aurora_ds.backbones.blip import BlipRetrieval
 from aurora_ds.backbones.checkpoint import LoadedBackbone, load_backbone
 from aurora_ds.backbones.published import published_tensors
 from aurora_ds.backbones.tokenizer import Tokenizer, tokenizer_for
 from aurora_ds.config import RunConfig
 from aurora_ds.errors import AuroraError
 from aurora_ds.presets import with_preset
-from aurora_ds.prompts import Prompts, attach, load_adapter
+from aurora_ds.prompts import load_adapter
 from aurora_ds.prompts.adapter import attached_config, read_adapter
-from aurora_ds.tasks.retrieval import RetrievalTask
+from aurora_ds.wiring import of as wiring_of
+from aurora_ds.wiring.base import Wiring
 
 FULL_FILE = "backbone.safetensors"
 RECORD_FILE = "record.json"  # beside it: where it comes from
@@ -33,7 +33,8 @@ RECORD_FILE = "record.json"  # beside it: where it comes from
 class Assembled:
     """A task and what it was made of."""
 
-    task: RetrievalTask
+    task: nn.Module
+    wiring: Wiring
     config: RunConfig  # with its preset resolved
     backbone: dict[str, Any]  # name and sha256 of the frozen weights, as adapters record them
 
@@ -43,45 +44,24 @@ class Assembled:
         return tokenizer_for(self.config.backbone)
 
 
-def attach_prompts(model: nn.Module, config: RunConfig) -> Prompts | None:
-    """Prompts on a backbone according to `train.method`: all of Aurora, the heads alone, or nothing
-    (everything trains)."""
-    if config.train.method == "full":
-        model.requires_grad_(True)
-        return None
-    prompts = config.prompts
-    if config.train.method == "heads":
-        prompts = prompts.model_copy(update={"query_transform": False, "context": "off"})
-    sites = model.sites() if config.train.method == "aurora" else []
-    return attach(model, sites, prompts, model.query_layers(), model.heads(), seed=config.seed)
-
-
 def build_task(config: RunConfig, loaded: LoadedBackbone | None = None) -> Assembled:
-    """The retrieval task of `config`, weights in place, on the CPU in fp32.
+    """The task of `config`, weights in place, on the CPU in fp32.
 
     Raises AuroraError for anything wrong with the backbone's files or the prompts' settings."""
     config = with_preset(config)
     torch.manual_seed(config.seed)
     loaded = loaded or load_backbone(config.backbone)
-    model = loaded.model
-    temperature = float(model.temp.detach())
-    model.temp.requires_grad_(False)
-    prompts = attach_prompts(model, config)
-    model.temp.requires_grad_(False)
-
-    def twin() -> tuple[nn.Module, Prompts | None]:
-        other = BlipRetrieval(config.backbone)
-        return other, attach_prompts(other, config)
-
-    task = RetrievalTask(model, config, prompts, temperature, twin, loaded.momentum, loaded.queues)
-    return Assembled(task, config, {"name": loaded.name, "sha256": loaded.sha256})
+    wiring = wiring_of(config)
+    task = wiring.build(loaded)
+    return Assembled(task, wiring, config, {"name": loaded.name, "sha256": loaded.sha256})
 
 
-def save_full(folder: Path, task: RetrievalTask, values: dict[str, Tensor], record: dict[str, Any]) -> None:
+def save_full(folder: Path, values: dict[str, Tensor], record: dict[str, Any]) -> None:
     """A fully fine-tuned model: `backbone.safetensors` under published names, to be given as
-    backbone.checkpoint."""
+    backbone.checkpoint. A temperature of the record is a tensor of the published files."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {"temp": torch.tensor(task.temperature_value())} | values
+    temperature = {"temp": torch.tensor(record["temperature"])} if "temperature" in record else {}
+    tensors = temperature | values
     tensors = {
         name: value.detach().cpu().contiguous().clone() for name, value in published_tensors(tensors).items()
     }

@@ -36,8 +36,7 @@ def _backbone_rules(backbone: BackboneConfig) -> list[tuple[bool, str]]:
 
 
 def _run_rules(config: RunConfig) -> list[tuple[bool, str]]:
-    prompts, retrieval, train = config.prompts, config.retrieval, config.train
-    positions = config.backbone.text.max_positions
+    prompts, train = config.prompts, config.train
     heads = HEADS[config.backbone.head]
     unknown_heads = [head for head in prompts.train_heads or [] if head not in heads]
     least, most = config.data.crop_scale
@@ -62,10 +61,7 @@ def _run_rules(config: RunConfig) -> list[tuple[bool, str]]:
             not unknown_heads,
             f"prompts.train_heads names {', '.join(unknown_heads)}, but the heads are {', '.join(heads) or 'none'}",
         ),
-        (
-            2 <= retrieval.max_tokens <= positions,
-            f"retrieval.max_tokens ({retrieval.max_tokens}) must be 2 to backbone.text.max_positions ({positions})",
-        ),
+        *_length_rules(config),
         (
             0 < least <= most <= 1,
             f"data.crop_scale ({least}, {most}) must be two shares of an image's area, 0 < smaller <= larger <= 1",
@@ -75,6 +71,33 @@ def _run_rules(config: RunConfig) -> list[tuple[bool, str]]:
             "data.mix says what is trained on, but data.shards, whose data.eval_split is evaluated, is not set",
         ),
     ]
+
+
+def _length_rules(config: RunConfig) -> list[tuple[bool, str]]:
+    """Texts of the run's task must fit into the positions of its text transformer."""
+    positions, task = config.backbone.text.max_positions, config.task
+    section = getattr(config, task)
+    rules = [
+        (
+            2 <= section.max_tokens <= positions,
+            f"{task}.max_tokens ({section.max_tokens}) must be 2 to backbone.text.max_positions ({positions})",
+        )
+    ]
+    generation = getattr(section, "generation", None)
+    if generation is not None:
+        rules += [
+            (
+                generation.max_length <= positions,
+                f"{task}.generation.max_length ({generation.max_length}) must not exceed "
+                f"backbone.text.max_positions ({positions})",
+            ),
+            (
+                generation.min_length <= generation.max_length,
+                f"{task}.generation.min_length ({generation.min_length}) must not exceed "
+                f"{task}.generation.max_length ({generation.max_length})",
+            ),
+        ]
+    return rules
 
 
 def _multiple(name: str, value: int, of_name: str, of: int) -> tuple[bool, str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,127 +21,75 @@ from rich.table import Table
 from aurora_ds import arguments
 from aurora_ds.assemble import FULL_FILE, Assembled, build_task, load_trained, trained_frame_weights
 from aurora_ds.config import RunConfig
-from aurora_ds.data.loader import eval_image_loader, eval_texts
-from aurora_ds.data.media import medium_shape
-from aurora_ds.data.mixture import open_manifest
 from aurora_ds.errors import AuroraError
 from aurora_ds.recipe import load_config
 from aurora_ds.runtime import process_group
 from aurora_ds.runtime.run_folder import replace_file
-from aurora_ds.tasks.rerank import RetrievalResult, Texts, evaluate_retrieval
+from aurora_ds.wiring.base import Evaluation, Wiring
 
 RESULTS_FILE = "results.json"
 
-_IMAGE_COLUMNS = {
-    "txt_r1": "TR@1",
-    "txt_r5": "TR@5",
-    "txt_r10": "TR@10",
-    "img_r1": "IR@1",
-    "img_r5": "IR@5",
-    "img_r10": "IR@10",
-    "r_mean": "mean",
-}
-_CLIP_COLUMNS = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "mdR": "MdR", "mnR": "MnR"}
-
-
-def evaluate_split(
-    forward: Callable[..., dict],
-    config: RunConfig,
-    tokenizer: Any,
-    lockstep: bool = False,
-    tail: str = "similarity",
-) -> RetrievalResult:
-    """Judge a task on `data.eval_split`. `forward` is the task's or the engine's; `lockstep` is needed
-    under ZeRO-3."""
-    texts = eval_texts(config, config.data.eval_split, tokenizer, config.evaluate.limit)
-    size = config.evaluate.image_batch_size
-
-    def read_images(indices: list[int]) -> Iterable[dict[str, Any]]:
-        return eval_image_loader(
-            config, config.data.eval_split, indices=indices, world_size=1, rank=0, batch_size=size
-        )
-
-    shape = medium_shape(config, open_manifest(config), config.data.eval_split)
-    return evaluate_retrieval(
-        forward,
-        read_images,
-        texts["media"],
-        Texts(texts["input_ids"], texts["media_index"], config.backbone.text.pad_id),
-        config.retrieval,
-        process_group.device(),
-        size,
-        config.evaluate.text_batch_size,
-        shape,
-        lockstep,
-        tail,
-    )
-
 
 def results_record(
-    assembled: Assembled, result: RetrievalResult, seconds: float, adapter: str | None
+    assembled: Assembled, evaluation: Evaluation, seconds: float, adapter: str | None
 ) -> dict[str, Any]:
     """What results.json says: the metrics, and everything a reader needs to place them."""
     config = assembled.config
     prompts = assembled.task.prompts
-    clips = {
-        "frames": result.frames,
-        "sampling": config.data.video.eval_sampling,
-        "frame_weights": config.retrieval.frame_weights,
-    }
     return {
         "task": config.task,
         "split": config.data.eval_split,
-        "images" if result.frames is None else "clips": len(result.image_ranks),
-        "texts": len(result.text_ranks),
-        "metrics": {name: round(value, 4) for name, value in result.metrics.items()},
+        "metrics": {name: round(value, 4) for name, value in evaluation.metrics.items()},
         "method": "frozen" if adapter is None else config.train.method,
         "adapter": adapter,
         "preset": config.prompts.preset,
         "trainable": None if prompts is None or adapter is None else prompts.report()["trainable"],
         "backbone": assembled.backbone,
-        "k_test": config.retrieval.k_test,
-        "beta": config.retrieval.beta,
         "seed": config.seed,
-        **({} if result.frames is None else clips),
-        "pairs_scored": result.pairs_scored,
+        **evaluation.facts,
         "world_size": process_group.world_size(),
         "seconds": round(seconds, 2),
     }
 
 
-def metrics_table(rows: dict[str, dict[str, float]], title: str, caption: str | None = None) -> Table:
-    """name -> metrics, as a table. Images: text retrieval (image to text), image retrieval (text to image), means, in
-    a row. Clips: a row for each way, with the median and the mean rank."""
-    clips = any("vid_r1" in metrics for metrics in rows.values())
+def write_results(folder: Path, evaluation: Evaluation, record: dict[str, Any]) -> None:
+    """The task's own files, then results.json, which so stands for all of them."""
+    for name, content in evaluation.files.items():
+        replace_file(folder / name, json.dumps(content))
+    replace_file(folder / RESULTS_FILE, json.dumps(record, indent=1))
+
+
+def metrics_table(
+    wiring: Wiring, rows: dict[str, dict[str, float]], title: str, caption: str | None = None
+) -> Table:
+    """name -> metrics, as a table in the task's columns."""
     table = Table(title=title, caption=caption)
+    lines = [line for name, metrics in rows.items() for line in wiring.table_rows(name, metrics)]
     table.add_column("")
-    for head in (_CLIP_COLUMNS if clips else _IMAGE_COLUMNS).values():
-        table.add_column(head, justify="right")
-    for name, metrics in rows.items():
-        if not clips:
-            table.add_row(name, *(f"{metrics[key]:.1f}" for key in _IMAGE_COLUMNS))
-            continue
-        for query, way in (("vid", "text to video"), ("txt", "video to text")):
-            table.add_row(f"{name}, {way}", *(f"{metrics[f'{query}_{key}']:.1f}" for key in _CLIP_COLUMNS))
+    for heading in lines[0][1]:
+        table.add_column(heading, justify="right")
+    for label, figures in lines:
+        table.add_row(label, *(f"{value:.1f}" for value in figures.values()))
     return table
 
 
-def print_results(record: dict[str, Any]) -> None:
+def print_results(wiring: Wiring, record: dict[str, Any]) -> None:
     """The table of one evaluation, on the screen."""
-    media = "images" if "images" in record else "clips"
-    title = f"{record['split']}: {record[media]} {media}, {record['texts']} captions, k {record['k_test']}"
-    Console().print(metrics_table({record["method"]: record["metrics"]}, title, conditions(record)))
+    rows = {record["method"]: record["metrics"]}
+    Console().print(metrics_table(wiring, rows, wiring.title(record), conditions(wiring, record)))
 
 
-def conditions(record: dict[str, Any]) -> str:
+def conditions(wiring: Wiring, record: dict[str, Any]) -> str:
     """What the numbers of a results record depend on, in one line: the table names it."""
     backbone = record["backbone"]
-    parts = [f"{backbone['name']} (sha256 {str(backbone['sha256'])[:12]})"]
-    if "clips" in record:
-        parts.append(
-            f"{record['frames']} frames {record['sampling']}, frame weights {record['frame_weights']}"
-        )
-    return ", ".join([*parts, f"preset {record['preset']}", f"seed {record['seed']}"])
+    return ", ".join(
+        [
+            f"{backbone['name']} (sha256 {str(backbone['sha256'])[:12]})",
+            *wiring.conditions(record),
+            f"preset {record['preset']}",
+            f"seed {record['seed']}",
+        ]
+    )
 
 
 def find_adapter(folder: str | Path) -> Path:
@@ -186,11 +134,11 @@ def run(config: RunConfig, adapter: str | Path | None, output: str | Path) -> di
             task.prompts.disable()
         started = time.perf_counter()
         with process_group.explaining_lost_ranks():
-            result = evaluate_split(task_forward(assembled), assembled.config, assembled.tokenizer)
-        record = results_record(assembled, result, time.perf_counter() - started, place)
+            evaluation = assembled.wiring.evaluate(task_forward(assembled), assembled.tokenizer)
+        record = results_record(assembled, evaluation, time.perf_counter() - started, place)
         if process_group.rank() == 0:
-            replace_file(Path(output) / RESULTS_FILE, json.dumps(record, indent=1))
-            print_results(record)
+            write_results(Path(output), evaluation, record)
+            print_results(assembled.wiring, record)
         return record
     finally:
         process_group.stop()
@@ -203,11 +151,12 @@ def task_forward(assembled: Assembled) -> Callable[..., dict]:
     """The task's own forward with images in its dtype, for evaluation without an engine."""
     task = assembled.task
 
-    def forward(batch: dict[str, Any], what: str) -> dict:
+    def forward(batch: dict[str, Any], what: str, **arguments: Any) -> dict:
         dtype = next(task.model.parameters()).dtype
         return task(
             {k: v.to(dtype) if torch.is_tensor(v) and v.is_floating_point() else v for k, v in batch.items()},
             what=what,
+            **arguments,
         )
 
     return forward

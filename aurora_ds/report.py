@@ -19,7 +19,7 @@ def attach_report(assembled: Assembled, steps_per_epoch: int) -> str:
             [*lines, f"method     {config.train.method}: {count:,} numbers trained, the whole backbone"]
         )
     report = task.prompts.report()
-    extra = 1 if task.temp is not None else 0
+    extra = 1 if getattr(task, "temp", None) is not None else 0
     sites = (
         ", ".join(f"{count} {group.replace('_', ' ')}" for group, count in report["sites"].items()) or "none"
     )

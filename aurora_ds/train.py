@@ -7,7 +7,6 @@ evaluate.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -19,12 +18,11 @@ from torch import Tensor
 from aurora_ds import arguments
 from aurora_ds.assemble import Assembled, build_task, copy_vocabulary, save_full
 from aurora_ds.config import RunConfig
-from aurora_ds.data.loader import train_loader, train_plan
+from aurora_ds.data.loader import annotated_loader, train_plan
 from aurora_ds.data.plan import TrainPlan
 from aurora_ds.data.unreadable import Limit
 from aurora_ds.errors import AuroraError
-from aurora_ds.evaluate import RESULTS_FILE, evaluate_split, print_results, results_record
-from aurora_ds.gallery import retrieval_gallery
+from aurora_ds.evaluate import print_results, results_record, write_results
 from aurora_ds.prompts.adapter import describe, save_adapter, with_context
 from aurora_ds.recipe import load_config, to_yaml
 from aurora_ds.report import attach_report
@@ -58,7 +56,8 @@ def run(
     process_group.start()
     try:
         assembled = build_task(config)
-        plan = train_plan(assembled.config, process_group.world_size(), process_group.rank())
+        world_size, rank = process_group.world_size(), process_group.rank()
+        plan = train_plan(assembled.config, world_size, rank, assembled.wiring.kind)
         if process_group.rank() == 0:
             print(attach_report(assembled, plan.steps_per_epoch), flush=True)
         if dry_run:
@@ -81,12 +80,8 @@ class Training:
     def __init__(
         self, assembled: Assembled, output: Path, plan: TrainPlan, deepspeed_config: str | Path | None
     ) -> None:
-        self.assembled, self.config, self.task, self.output = (
-            assembled,
-            assembled.config,
-            assembled.task,
-            output,
-        )
+        self.assembled, self.config, self.output = assembled, assembled.config, output
+        self.task, self.wiring = assembled.task, assembled.wiring
         self.steps_per_epoch, self.plan_fingerprint = plan.steps_per_epoch, plan.fingerprint()
         train = self.config.train
         # the schedule follows the epochs; max_steps only stops early, so that it may change when a run is
@@ -133,9 +128,10 @@ class Training:
     def _hyperparameters(self) -> dict[str, Any]:
         """The settings that runs are compared by; all of them are in the config page."""
         settings = self.config.model_dump(mode="json")
+        task = settings[self.config.task]
         chosen = {
             "prompts": ("preset", "form", "rank", "scale", "dropout", "query_transform", "context"),
-            "retrieval": ("queue_size", "alpha", "momentum", "negatives"),
+            self.config.task: tuple(key for key, value in task.items() if not isinstance(value, dict | list)),
             "train": ("method", "epochs", "global_batch_size", "lr", "schedule", "weight_decay", "precision"),
         }
         picked = {section: {key: settings[section][key] for key in keys} for section, keys in chosen.items()}
@@ -146,9 +142,10 @@ class Training:
     def _epoch(self, epoch: int) -> None:
         """From wherever the run stands to the end of the epoch, or of the run."""
         train, start = self.config.train, self.engine.step % self.steps_per_epoch
-        loader = train_loader(
+        loader = annotated_loader(
             self.config,
-            self.assembled.tokenizer,
+            self.wiring.kind,
+            self.wiring.train_texts(self.assembled.tokenizer),
             process_group.world_size(),
             process_group.rank(),
             epoch,
@@ -168,8 +165,7 @@ class Training:
                 losses = self.engine.forward(
                     batch,
                     what="loss",
-                    step=self.engine.step * train.accumulation + micro,
-                    alpha=self._alpha(),
+                    **self.wiring.loss_arguments(self.engine.step, micro, self.steps_per_epoch),
                 )
                 self.guards.check_losses(losses, batch["keys"], self.engine.step + 1)
                 measure = (self.engine.step + 1) % self.config.monitor.log_every == 0
@@ -180,21 +176,15 @@ class Training:
             if self.engine.step >= self.last_step:
                 break
 
-    def _alpha(self) -> float:
-        """Weight of the soft targets: a ramp from zero over the first epochs, then constant (BLIP §3.2)."""
-        ramp = self.config.retrieval.alpha_ramp_epochs * self.steps_per_epoch
-        return self.config.retrieval.alpha * (min(1.0, self.engine.step / ramp) if ramp else 1.0)
-
     def _after_step(self, report: StepReport) -> None:
         step, train = report.step, self.config.train
         if step % self.config.monitor.log_every == 0 or step == self.last_step:
             figures = self.window.figures(train.global_batch_size) | {
                 "lr": report.lr,
                 "gradient_norm": report.grad_norm,
-                "temperature": self.task.temperature_value(),
                 "memory_mb": memory_mb(),
                 "epoch": step / self.steps_per_epoch,
-                "soft_target_weight": self._alpha(),
+                **self.wiring.figures(self.task, step, self.steps_per_epoch),
             }
             if report.update_ratio is not None:
                 figures["update_to_weight"] = report.update_ratio
@@ -215,8 +205,7 @@ class Training:
             self.progress.update(
                 step,
                 loss=figures["train/loss"],
-                ita=figures["train/loss_ita"],
-                itm=figures["train/loss_itm"],
+                **{label: figures[f"train/{name}"] for label, name in self.wiring.shown.items()},
                 per_s=figures["train/samples_per_second"],
             )
         ends_epoch = step % self.steps_per_epoch == 0
@@ -255,8 +244,8 @@ class Training:
         extra = {
             "method": self.config.train.method,
             "embed_dim": self.config.backbone.embed_dim,
-            "temperature": self.task.temperature_value() if self.task.temp is None else float(values["temp"]),
-            "frame_weights": self.config.retrieval.frame_weights,
+            "settings": self._settings(),
+            **self.wiring.adapter_facts(self.task, values),
         }
         # with its configuration, so that export and prediction can build the backbone from the adapter alone
         backbone = self.assembled.backbone | {"config": self.config.backbone.model_dump(mode="json")}
@@ -270,7 +259,13 @@ class Training:
             }
         own = {name.removeprefix(BANK): value for name, value in values.items() if name.startswith(BANK)}
         config = describe(self.task.prompts, "default", backbone, extra)
-        return with_context(own, self.task.context.running), config
+        context = getattr(self.task, "context", None)  # retrieval has one
+        return with_context(own, None if context is None else context.running), config
+
+    def _settings(self) -> dict[str, Any]:
+        """What says how the adapter is used: with it, prediction needs no recipe."""
+        settings, task = self.config.model_dump(mode="json"), self.config.task
+        return {"task": task, task: settings[task], "video": settings["data"]["video"]}
 
     def _checkpoint(self) -> None:
         state = {
@@ -304,7 +299,7 @@ class Training:
         def write(place: Path) -> None:
             tensors, config = self._adapter_files(values)
             if self.task.prompts is None:
-                save_full(place, self.task, tensors, config)
+                save_full(place, tensors, config)
                 copy_vocabulary(place, self.assembled)
             else:
                 save_adapter(place, tensors, config)
@@ -317,11 +312,11 @@ class Training:
         """Judge the present weights; keep the best adapter; at the end, write results.json."""
         self.engine.eval()
         started = time.perf_counter()
-        result = evaluate_split(
-            self.engine.forward, self.config, self.assembled.tokenizer, lockstep=self.engine.zero_stage == 3
+        evaluation = self.wiring.evaluate(
+            self.engine.forward, self.assembled.tokenizer, lockstep=self.engine.zero_stage == 3
         )
         record = results_record(
-            self.assembled, result, time.perf_counter() - started, str(self.output / "adapter")
+            self.assembled, evaluation, time.perf_counter() - started, str(self.output / "adapter")
         )
         record |= {
             "step": self.engine.step,
@@ -330,22 +325,24 @@ class Training:
         }
         step = self.engine.step
         self.monitor.scalars(
-            {f"eval/{name}": value for name, value in result.metrics.items()},
+            {f"eval/{name}": value for name, value in evaluation.metrics.items()},
             step,
             step * self.config.train.global_batch_size,
         )
-        if result.metrics["r_mean"] > self.best.get("r_mean", -1.0):
-            self.best = {"step": step, "r_mean": result.metrics["r_mean"]}
+        headline = self.wiring.headline
+        if evaluation.metrics[headline] > self.best.get(headline, float("-inf")):
+            self.best = {"step": step, headline: evaluation.metrics[headline]}
             if self.config.train.evaluate_every:
                 self._save_adapter(self.output / "best")
         record["best"] = self.best
         if process_group.rank() == 0 and self.config.monitor.gallery_queries:
-            picture = retrieval_gallery(self.config, self.assembled.tokenizer, result)
-            self.monitor.image("eval/top5", picture, step)
+            shown = self.wiring.picture(self.assembled.tokenizer, evaluation)
+            if shown is not None:
+                self.monitor.image(f"eval/{shown[0]}", shown[1], step)
         if final:
-            process_group.first_rank(replace_file, self.output / RESULTS_FILE, json.dumps(record, indent=1))
+            process_group.first_rank(write_results, self.output, evaluation, record)
             if process_group.rank() == 0:
-                print_results(record)
+                print_results(self.wiring, record)
         self.engine.train()
         return record
 

@@ -25,7 +25,7 @@ FLOORS = [
     ],
     ["prompts", "backbones", "data"],
     ["tasks", "runtime"],
-    ["assemble", "report", "gallery", "train", "evaluate", "verify", "export"],
+    ["wiring", "assemble", "report", "train", "evaluate", "verify", "export", "predict"],
     ["quickstart", "cli", "__main__"],
 ]
 FLOOR = {part: number for number, parts in enumerate(FLOORS) for part in parts}

@@ -26,7 +26,8 @@ from aurora_ds.config import (
 )
 from aurora_ds.data.convert import convert
 from aurora_ds.data.loader import train_loader
-from aurora_ds.evaluate import evaluate_split, task_forward
+from aurora_ds.evaluate import task_forward
+from aurora_ds.wiring.retrieval import evaluate_split
 
 PHOTOS = Path(__file__).parent / "data" / "photos"
 ROWS, TEST_IMAGES, TEST_TEXTS = 4, 6, 15

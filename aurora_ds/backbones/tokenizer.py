@@ -67,6 +67,10 @@ class Tokenizer:
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], dtype=torch.int64)
         return ids.view(len(rows), longest), mask.view(len(rows), longest)
 
+    def decode(self, ids: Tensor) -> list[str]:
+        """The words of rows of ids (B, L), without special tokens; word pieces joined, no space before punctuation."""
+        return self._pieces.decode_batch(ids.tolist(), skip_special_tokens=True)
+
     def mismatch(self, text: TextConfig) -> str:
         """One sentence per id in which this vocabulary and a text transformer differ; empty when they fit."""
         own = {
@@ -142,6 +146,7 @@ def _read(path: Path) -> tokenizers.Tokenizer:
             pieces.add_special_tokens([t for t in (*NEEDED, "[MASK]", "[DEC]", "[ENC]") if t in vocabulary])
     except Exception as error:  # the library raises plain Exceptions
         raise AuroraError(f"{path} cannot be read as a vocabulary: {error}.") from error
+    pieces.decoder = tokenizers.decoders.WordPiece(cleanup=True)  # as the published code's tokenizer decodes
     pieces.no_padding()
     pieces.no_truncation()
     return pieces

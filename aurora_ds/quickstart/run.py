@@ -26,6 +26,7 @@ from aurora_ds.data.convert import convert
 from aurora_ds.errors import AuroraError
 from aurora_ds.quickstart import world
 from aurora_ds.recipe import load_config
+from aurora_ds.wiring import of as wiring_of
 
 RECIPE = "retrieval_world"
 SEED = 0
@@ -128,9 +129,11 @@ def _report(output: Path, record: dict[str, Any]) -> None:
     trained = record["aurora"]
     rows = {"frozen backbone": record["frozen"]["metrics"], "with Aurora prompts": trained["metrics"]}
     images, texts = trained["images"], trained["texts"]
-    console = Console()
+    console, wiring = Console(), wiring_of(load_config(RECIPE))
     console.print(
-        evaluate.metrics_table(rows, f"Toy world, target domain, test: {images} images, {texts} captions")
+        evaluate.metrics_table(
+            wiring, rows, f"Toy world, target domain, test: {images} images, {texts} captions"
+        )
     )
     seconds = trained["train_seconds"]
     when = f"in {seconds:.0f} s on {record['ranks']} ranks" if seconds >= 1 else "in an earlier run"

@@ -39,6 +39,13 @@ class LanguageTask(nn.Module):
         self.refresh()
         return {}
 
+    def buffers_to_save(self, with_queue: bool = True) -> dict[str, Tensor]:
+        """State that is neither backbone nor adapter: none."""
+        return {}
+
+    def load_buffers(self, state: dict[str, Tensor]) -> None:
+        """The opposite of `buffers_to_save`."""
+
     def image_tokens(self, image: Tensor) -> Tensor:
         """image (B, 3, H, W), or clips (B, T, 3, H, W), whose frames follow each other -> (B, T·(N+1), D)."""
         if image.dim() == 4:

@@ -142,7 +142,7 @@ class VqaTask(LanguageTask):
 
         `sample_index` (B,) of the batch, where it is there, keys nucleus sampling."""
         states = self.questions(batch)
-        mask = batch["attention_mask"] if self.options.question_padding == "masked" else None
+        mask = None if self.options.question_padding == "seen" else batch["attention_mask"]
         decoder = self.model.text_decoder
         context = Context(decoder.context_kv(states), mask)
         prompt = batch["input_ids"].new_tensor([self.text.bos_id])

@@ -173,7 +173,7 @@ def train(assembled, trained: list, lr: float) -> float:
 
 
 def evaluate(assembled, split: str) -> dict[str, float]:
-    from aurora_ds.evaluate import evaluate_split
+    from aurora_ds.wiring.retrieval import evaluate_split
 
     config = assembled.config.model_copy(deep=True)
     config.data.eval_split = split

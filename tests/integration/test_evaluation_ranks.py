@@ -46,13 +46,14 @@ def alike(output: Path) -> dict:
 WORKER = """
 import sys, torch
 from aurora_ds import evaluate
-result = evaluate.evaluate_split
+from aurora_ds.wiring import retrieval
+result = retrieval.evaluate_split
 def keep(*arguments, **keywords):
     found = result(*arguments, **keywords)
     torch.save({name: getattr(found, name) for name in
                 ("image_ranks", "text_ranks", "text_candidates", "text_scores")}, sys.argv[1])
     return found
-evaluate.evaluate_split = keep
+retrieval.evaluate_split = keep
 sys.exit(evaluate.main(sys.argv[2:]))
 """
 
@@ -63,7 +64,7 @@ def test_every_rank_count_gives_the_same_results_and_the_same_scores(
 ) -> None:
     import torch
 
-    from aurora_ds import evaluate as module
+    from aurora_ds.wiring import retrieval as module
 
     kept = []
     original = module.evaluate_split

@@ -3,8 +3,6 @@ device, and with gradients to everything trained."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from tiny_retrieval import ENC, tiny_batch, tiny_task
@@ -13,7 +11,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from aurora_ds.runtime.schedule import itc_alpha
 from aurora_ds.tasks.feature_queue import EMPTY
-from aurora_ds.train import Training
 
 PRESETS = ["aurora", "released"]
 
@@ -91,11 +88,10 @@ def test_the_loss_is_affine_in_alpha():
 
 def test_alpha_ramps_over_the_first_epoch():
     """As the published loop: step by step within epoch 0, constant afterwards."""
-    config, per_epoch = tiny_task().config, 10
+    wiring, per_epoch = tiny_task().wiring, 10
     for step in range(25):
-        state = SimpleNamespace(config=config, steps_per_epoch=per_epoch, engine=SimpleNamespace(step=step))
         expected = itc_alpha(step // per_epoch, step % per_epoch, per_epoch, 0.4)
-        assert Training._alpha(state) == pytest.approx(expected)
+        assert wiring.loss_arguments(step, 0, per_epoch)["alpha"] == pytest.approx(expected)
 
 
 def test_the_temperature_is_clamped_and_trained_when_asked():

@@ -1,0 +1,15 @@
+"""How each task meets data, the loop, results and single predictions: one file per task. train.py and evaluate.py know
+no task by name; they ask `of(config)`."""
+
+from __future__ import annotations
+
+from aurora_ds.config import RunConfig
+from aurora_ds.wiring.base import Wiring
+from aurora_ds.wiring.retrieval import RetrievalWiring
+
+WIRINGS: dict[str, type[Wiring]] = {"retrieval": RetrievalWiring}
+
+
+def of(config: RunConfig) -> Wiring:
+    """The wiring of `config.task`; `config` with its preset resolved."""
+    return WIRINGS[config.task](config)

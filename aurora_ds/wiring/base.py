@@ -1,0 +1,131 @@
+"""What training and evaluation ask of a task, whichever it is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor, nn
+
+from aurora_ds.backbones.checkpoint import LoadedBackbone
+from aurora_ds.backbones.tokenizer import Tokenizer
+from aurora_ds.config import RunConfig
+from aurora_ds.prompts import Prompts, attach
+
+Forward = Callable[..., dict[str, Any]]  # the task's, or the engine's: forward(batch, what=…, …)
+
+
+@dataclass
+class Evaluation:
+    """What judging a split gave; equal on every rank.
+
+    metrics: name -> figure, for TensorBoard and tables. facts: what else a results record says: how many were judged,
+    and the settings that decided. files: name -> JSON content, written beside results.json. details: whatever the
+    task's `picture` needs.
+    """
+
+    metrics: dict[str, float]
+    facts: dict[str, Any]
+    files: dict[str, Any] = field(default_factory=dict)
+    details: Any = None
+
+
+class Wiring(ABC):
+    """One task's part in a run.
+
+    `kind`: the annotations that it trains on, as manifests count them. `headline`: the metric by which the best adapter
+    is kept, higher is better. `shown`: label -> loss, for the progress bar beside the sum.
+    """
+
+    kind: ClassVar[str]
+    headline: ClassVar[str]
+    shown: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+
+    @abstractmethod
+    def build(self, loaded: LoadedBackbone) -> nn.Module:
+        """The task over a backbone, prompts attached, on the CPU in fp32. Raises AuroraError."""
+
+    # ---- training --------------------------------------------------------------------------------
+
+    @abstractmethod
+    def train_texts(self, tokenizer: Tokenizer) -> Callable[[list[Any]], dict[str, Tensor]]:
+        """What makes a batch's tensors of its annotations (see `annotated_loader`)."""
+
+    def loss_arguments(self, step: int, micro: int, steps_per_epoch: int) -> dict[str, Any]:
+        """Arguments of the loss in micro-batch `micro` of the optimizer step after `step`."""
+        return {}
+
+    def figures(self, task: nn.Module, step: int, steps_per_epoch: int) -> dict[str, float]:
+        """What TensorBoard shows of the training beside the losses."""
+        return {}
+
+    def adapter_facts(self, task: nn.Module, values: dict[str, Tensor]) -> dict[str, Any]:
+        """What an adapter's configuration says beside what all say; `values`: the trained ones by task name."""
+        return {}
+
+    # ---- evaluation ------------------------------------------------------------------------------
+
+    @abstractmethod
+    def evaluate(self, forward: Forward, tokenizer: Tokenizer, lockstep: bool = False) -> Evaluation:
+        """Judge a task on `data.eval_split`; all ranks together. `lockstep`: all ranks must make the same calls
+        (ZeRO-3). Raises AuroraError."""
+
+    @abstractmethod
+    def title(self, record: dict[str, Any]) -> str:
+        """What a results record judged, for the head of its table."""
+
+    @abstractmethod
+    def table_rows(self, name: str, metrics: dict[str, float]) -> list[tuple[str, dict[str, float]]]:
+        """Rows of a table of results: (label, heading -> figure); the same headings for all."""
+
+    def conditions(self, record: dict[str, Any]) -> list[str]:
+        """What the figures of a record depend on, beside backbone, preset and seed."""
+        return []
+
+    def picture(self, tokenizer: Tokenizer, evaluation: Evaluation) -> tuple[str, np.ndarray] | None:
+        """Name and uint8 (3, height, width) of what TensorBoard shows of it: `monitor.gallery_queries` rows."""
+        return None
+
+    # ---- single predictions ----------------------------------------------------------------------
+
+    @abstractmethod
+    def predict(
+        self, forward: Forward, tokenizer: Tokenizer, media: Tensor, texts: list[str]
+    ) -> list[dict[str, Any]]:
+        """What the task says about media that no shard holds: one JSON-able dict per medium.
+
+        Args:
+            media: float32 (B, 3, S, S), clips (B, T, 3, S, S), pairs (B, 2, 3, S, S), normalised, on the task's device.
+            texts: one per medium (a question, a statement); retrieval: any number, all for each medium; captions: none.
+        Raises: AuroraError for another number of texts, or an empty one.
+        """
+
+
+def attach_prompts(model: nn.Module, config: RunConfig) -> Prompts | None:
+    """Prompts on a backbone according to `train.method`: all of Aurora, the heads alone, or nothing
+    (everything trains)."""
+    if config.train.method == "full":
+        model.requires_grad_(True)
+        return None
+    prompts = config.prompts
+    if config.train.method == "heads":
+        prompts = prompts.model_copy(update={"query_transform": False, "context": "off"})
+    sites = model.sites() if config.train.method == "aurora" else []
+    return attach(model, sites, prompts, model.query_layers(), model.heads(), seed=config.seed)
+
+
+def percent(metrics: dict[str, float], columns: dict[str, str]) -> dict[str, float]:
+    """heading -> figure, for the metrics that `columns` names and that are there."""
+    return {heading: metrics[name] for name, heading in columns.items() if name in metrics}
+
+
+def clip_conditions(config: RunConfig, clips: bool, extra: Sequence[str] = ()) -> list[str]:
+    """How clips were read, for the line under a table; nothing for images."""
+    video = config.data.video
+    return [", ".join([f"{video.frames} frames {video.eval_sampling}", *extra])] if clips else []
