@@ -74,7 +74,12 @@ def metrics_table(
 
 
 def print_results(wiring: Wiring, record: dict[str, Any]) -> None:
-    """The table of one evaluation, on the screen."""
+    """The table of one evaluation, on the screen; of a split without ground truth, that there is none."""
+    if not record["metrics"]:
+        print(
+            f"{wiring.title(record)}: no metrics, since the split has no ground truth. {conditions(wiring, record)}"
+        )
+        return
     rows = {record["method"]: record["metrics"]}
     Console().print(metrics_table(wiring, rows, wiring.title(record), conditions(wiring, record)))
 

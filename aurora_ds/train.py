@@ -330,8 +330,9 @@ class Training:
             step * self.config.train.global_batch_size,
         )
         headline = self.wiring.headline
-        if evaluation.metrics[headline] > self.best.get(headline, float("-inf")):
-            self.best = {"step": step, headline: evaluation.metrics[headline]}
+        reached = evaluation.metrics.get(headline, float("-inf"))  # a split without ground truth has none
+        if reached > self.best.get(headline, float("-inf")):
+            self.best = {"step": step, headline: reached}
             if self.config.train.evaluate_every:
                 self._save_adapter(self.output / "best")
         record["best"] = self.best
