@@ -13,7 +13,7 @@ import numpy as np
 from aurora_ds.quickstart.scenes import Scene, Statement, Term, clear_relations, holds
 
 # Usual and rare name of each thing, singular and plural.
-_KIND_NAMES = {
+KIND_NAMES = {
     "ball": (("ball", "balls"), ("sphere", "spheres")),
     "box": (("box", "boxes"), ("cube", "cubes")),
     "cone": (("cone", "cones"), ("funnel", "funnels")),
@@ -25,7 +25,7 @@ _KIND_NAMES = {
     "house": (("house", "houses"), ("cottage", "cottages")),
     "fish": (("fish", "fish"), ("carp", "carp")),
 }
-_COLOUR_NAMES = {
+COLOUR_NAMES = {
     "red": ("red", "crimson"),
     "orange": ("orange", "amber"),
     "yellow": ("yellow", "golden"),
@@ -35,7 +35,7 @@ _COLOUR_NAMES = {
     "white": ("white", "ivory"),
     "black": ("black", "ebony"),
 }
-_SETTING_NAMES = {
+SETTING_NAMES = {
     "grass": ("on the grass", "across a lawn"),
     "sand": ("on the sand", "across a beach"),
     "water": ("on the water", "across a lake"),
@@ -43,8 +43,8 @@ _SETTING_NAMES = {
     "wood": ("on a wooden floor", "across some planks"),
     "brick": ("by a brick wall", "across some masonry"),
 }
-_NUMBER_NAMES = {1: ("a", "one"), 2: ("two", "a pair of"), 3: ("three", "a trio of")}
-_RELATION_NAMES = {
+NUMBER_NAMES = {1: ("a", "one"), 2: ("two", "a pair of"), 3: ("three", "a trio of")}
+RELATION_NAMES = {
     "left": ("to the left of", "west of"),
     "right": ("to the right of", "east of"),
     "above": ("above", "over"),
@@ -75,11 +75,11 @@ class Phrasing:
 def vocabulary() -> list[str]:
     """Every word that a caption of either domain can hold, in a fixed order."""
     names = [
-        *_KIND_NAMES.values(),
-        *_COLOUR_NAMES.values(),
-        *_SETTING_NAMES.values(),
-        *_NUMBER_NAMES.values(),
-        *_RELATION_NAMES.values(),
+        *KIND_NAMES.values(),
+        *COLOUR_NAMES.values(),
+        *SETTING_NAMES.values(),
+        *NUMBER_NAMES.values(),
+        *RELATION_NAMES.values(),
     ]
     phrases: list[str] = [*_PLAIN, *_INVERTED, *(p for pair in (*_LISTS, *_LISTS_OF_THREE) for p in pair)]
     for pair in names:
@@ -121,19 +121,17 @@ def phrase(statement: Statement, phrasing: Phrasing, generator: np.random.Genera
 
     things = []
     for term in statement.terms:
-        kind = pick(_KIND_NAMES[term.kind])[int(term.count > 1)]
-        things.append(
-            _article(f"{pick(_NUMBER_NAMES[term.count])} {pick(_COLOUR_NAMES[term.colour])} {kind}")
-        )
+        kind = pick(KIND_NAMES[term.kind])[int(term.count > 1)]
+        things.append(_article(f"{pick(NUMBER_NAMES[term.count])} {pick(COLOUR_NAMES[term.colour])} {kind}"))
     slots = dict(zip("abc", things, strict=False))
     slots["v"] = "is" if statement.terms[0].count == 1 else "are"
-    slots["s"] = "" if statement.setting is None else pick(_SETTING_NAMES[statement.setting])
+    slots["s"] = "" if statement.setting is None else pick(SETTING_NAMES[statement.setting])
     inverted = generator.random() < phrasing.inverted
     if statement.relation is None:
         form = choose((_LISTS if len(things) == 2 else _LISTS_OF_THREE)[int(inverted)])
     else:
         form = choose(_INVERTED if inverted else _PLAIN)
-        slots["r"] = pick(_RELATION_NAMES[statement.relation])
+        slots["r"] = pick(RELATION_NAMES[statement.relation])
     return " ".join(form.format(**slots).split())
 
 

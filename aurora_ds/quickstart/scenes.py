@@ -16,7 +16,7 @@ SETTINGS = ("grass", "sand", "water", "snow", "wood", "brick")
 RELATIONS = ("left", "right", "above", "below", "behind", "front")
 
 # A colour that would vanish in its setting is not painted there.
-_HIDDEN = {
+HIDDEN = {
     ("green", "grass"),
     ("yellow", "sand"),
     ("blue", "water"),
@@ -117,7 +117,7 @@ def holds(statement: Statement, scene: Scene) -> bool:
 def sample_scene(generator: np.random.Generator) -> Scene:
     """One random scene; no two of its groups share kind and colour, so its terms are unambiguous."""
     setting = str(generator.choice(SETTINGS))
-    allowed = [colour for colour in COLOURS if (colour, setting) not in _HIDDEN]
+    allowed = [colour for colour in COLOURS if (colour, setting) not in HIDDEN]
     number = 3 if generator.random() < 0.35 else 2
     stacked = (
         generator.random() < 0.25
