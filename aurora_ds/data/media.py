@@ -179,13 +179,12 @@ class MediaReader:
         data = self._config.data
         if sample.kind in ("video", "frames"):
             *keys, moment = place
-            key = np.random.SeedSequence([_FRAMES, self._config.seed % 2**64, *keys])
             return sample_clip(
                 sample,
                 data.video.frames,
                 self._sampling,
-                np.random.Generator(np.random.Philox(key)),
-                window=_window(data.video) if moment == NO_MOMENT else _stretch(sample, moment),
+                frame_draws(self._config, *keys),
+                window=clip_window(data.video) if moment == NO_MOMENT else _stretch(sample, moment),
                 size=self._clip_size,
                 max_pixels=data.max_pixels,
                 decoder=data.video.decoder,
@@ -220,7 +219,7 @@ def picture(config: RunConfig, reader: ShardReader, split: str, medium: int) -> 
     sample, data = reader.read(split, medium), config.data
     if sample.kind in ("video", "frames"):
         options = {
-            "window": _window(data.video),
+            "window": clip_window(data.video),
             "max_pixels": data.max_pixels,
             "decoder": data.video.decoder,
         }
@@ -229,7 +228,14 @@ def picture(config: RunConfig, reader: ShardReader, split: str, medium: int) -> 
     return np.asarray(open_image(part.content, data.max_pixels, sample.key, data.image_decoder))
 
 
-def _window(video: VideoConfig) -> tuple[float, float | None] | None:
+def frame_draws(config: RunConfig, source: int = 0, medium: int = 0, turn: int = 0) -> np.random.Generator:
+    """What a random strategy draws the frames of a clip from."""
+    key = np.random.SeedSequence([_FRAMES, config.seed % 2**64, source, medium, turn])
+    return np.random.Generator(np.random.Philox(key))
+
+
+def clip_window(video: VideoConfig) -> tuple[float, float | None] | None:
+    """The stretch that frames of a whole clip come from, in seconds; None: all of it."""
     return None if video.window == "moments" else video.window
 
 
