@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -312,9 +313,9 @@ class Training:
         """Judge the present weights; keep the best adapter; at the end, write results.json."""
         self.engine.eval()
         started = time.perf_counter()
-        evaluation = self.wiring.evaluate(
-            self.engine.forward, self.assembled.tokenizer, lockstep=self.engine.zero_stage == 3
-        )
+        lockstep = self.engine.zero_stage == 3 and self.wiring.keeps_step
+        with nullcontext() if lockstep else self.engine.whole():
+            evaluation = self.wiring.evaluate(self.engine.forward, self.assembled.tokenizer, lockstep)
         record = results_record(
             self.assembled, evaluation, time.perf_counter() - started, str(self.output / "adapter")
         )

@@ -37,12 +37,14 @@ class Wiring(ABC):
     """One task's part in a run.
 
     `kind`: the annotations that it trains on, as manifests count them. `headline`: the metric by which the best adapter
-    is kept, higher is better. `shown`: label -> loss, for the progress bar beside the sum.
+    is kept, higher is better. `shown`: label -> loss, for the progress bar beside the sum. `keeps_step`: its evaluation
+    can make the same calls on all ranks, and so leave the model cut up under ZeRO-3; others are judged with it whole.
     """
 
     kind: ClassVar[str]
     headline: ClassVar[str]
     shown: ClassVar[dict[str, str]] = {}
+    keeps_step: ClassVar[bool] = False
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
@@ -73,8 +75,8 @@ class Wiring(ABC):
 
     @abstractmethod
     def evaluate(self, forward: Forward, tokenizer: Tokenizer, lockstep: bool = False) -> Evaluation:
-        """Judge a task on `data.eval_split`; all ranks together. `lockstep`: all ranks must make the same calls
-        (ZeRO-3). Raises AuroraError."""
+        """Judge a task on `data.eval_split`; all ranks together. `lockstep`: all ranks must make the same calls (ZeRO-3;
+        only where `keeps_step`). Raises AuroraError."""
 
     @abstractmethod
     def title(self, record: dict[str, Any]) -> str:

@@ -43,6 +43,7 @@ class RetrievalWiring(Wiring):
     kind = "captions"
     headline = "r_mean"
     shown = {"ita": "loss_ita", "itm": "loss_itm"}
+    keeps_step = True
 
     def build(self, loaded: LoadedBackbone) -> nn.Module:
         """The task over a backbone, its temperature frozen: the task has its own."""

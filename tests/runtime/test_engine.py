@@ -232,6 +232,40 @@ def test_fp16_finds_its_loss_scale_by_skipping_and_resumes_with_it(
     assert all(torch.equal(wanted[name], found[name]) for name in wanted)
 
 
+CUT = {"stage3_param_persistence_threshold": 0}
+
+
+@pytest.mark.parametrize("zero", [None, CUT], ids=["small ones stay whole", "all are cut"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_training_goes_on_after_an_evaluation_as_if_there_had_been_none(
+    make_engine: Callable, zero: dict | None, fails: bool
+) -> None:
+    reference, engine = make_engine(3, zero=zero), make_engine(3, zero=zero)
+    for each in (reference, engine):
+        train(each, 0, 3)
+    held = [parameter.numel() for parameter in engine.task.parameters()]
+    wanted = engine.trainable_values()
+    try:
+        with engine.whole(), torch.no_grad():
+            assert {name: value.shape for name, value in engine.task.named_parameters()} == {
+                name: value.shape for name, value in ToyTask().named_parameters()
+            }
+            engine.eval()
+            alone = engine.task(global_batch(9), what="features")
+            assert torch.equal(engine.forward(global_batch(9), what="features"), alone)
+            assert_close(dict(engine.trainables), wanted, 0)
+            if fails:
+                raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        assert fails
+    assert [parameter.numel() for parameter in engine.task.parameters()] == held
+    engine.train()
+    for each in (reference, engine):
+        train(each, 3, 6)
+    expected, found = reference.optimizer_state(), engine.optimizer_state()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
 def test_importing_the_engine_does_not_import_deepspeed() -> None:
     code = "import sys, aurora_ds.runtime.checkpoint; assert 'deepspeed' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
