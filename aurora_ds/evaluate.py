@@ -34,21 +34,27 @@ def results_record(
     assembled: Assembled, evaluation: Evaluation, seconds: float, adapter: str | None
 ) -> dict[str, Any]:
     """What results.json says: the metrics, and everything a reader needs to place them."""
-    config = assembled.config
-    prompts = assembled.task.prompts
     return {
-        "task": config.task,
-        "split": config.data.eval_split,
+        "task": assembled.config.task,
+        "split": assembled.config.data.eval_split,
         "metrics": {name: round(value, 4) for name, value in evaluation.metrics.items()},
+        **provenance(assembled, adapter),
+        **evaluation.facts,
+        "world_size": process_group.world_size(),
+        "seconds": round(seconds, 2),
+    }
+
+
+def provenance(assembled: Assembled, adapter: str | None) -> dict[str, Any]:
+    """Which model gave a result: method, adapter, preset, numbers trained, backbone with its hash, seed."""
+    config, prompts = assembled.config, assembled.task.prompts
+    return {
         "method": "frozen" if adapter is None else config.train.method,
         "adapter": adapter,
         "preset": config.prompts.preset,
         "trainable": None if prompts is None or adapter is None else prompts.report()["trainable"],
         "backbone": assembled.backbone,
         "seed": config.seed,
-        **evaluation.facts,
-        "world_size": process_group.world_size(),
-        "seconds": round(seconds, 2),
     }
 
 
@@ -86,11 +92,16 @@ def print_results(wiring: Wiring, record: dict[str, Any]) -> None:
 
 def conditions(wiring: Wiring, record: dict[str, Any]) -> str:
     """What the numbers of a results record depend on, in one line: the table names it."""
+    return placed(record, wiring.conditions(record))
+
+
+def placed(record: dict[str, Any], of_task: Sequence[str]) -> str:
+    """Backbone, what the task says, preset and seed of a record, in one line."""
     backbone = record["backbone"]
     return ", ".join(
         [
             f"{backbone['name']} (sha256 {str(backbone['sha256'])[:12]})",
-            *wiring.conditions(record),
+            *of_task,
             f"preset {record['preset']}",
             f"seed {record['seed']}",
         ]
@@ -129,14 +140,7 @@ def run(config: RunConfig, adapter: str | Path | None, output: str | Path) -> di
                 "Nothing to evaluate on: set data.shards=DIR, a folder written by `aurora-ds shards convert`."
             )
         place = None if adapter is None else str(find_adapter(adapter))
-        if place is None and config.retrieval.frame_weights is None:
-            # a backbone that was not trained with frame weights is not judged with them
-            config = config.model_copy(deep=True)
-            config.retrieval.frame_weights = trained_frame_weights(config.backbone.checkpoint)
-        assembled = build_task(config) if place is None else load_trained(config, place)
-        task = assembled.task.to(process_group.device(), _DTYPES[config.train.precision]).eval()
-        if place is None and task.prompts is not None:
-            task.prompts.disable()
+        assembled = judged_task(config, place, process_group.device())
         started = time.perf_counter()
         with process_group.explaining_lost_ranks():
             evaluation = assembled.wiring.evaluate(task_forward(assembled), assembled.tokenizer)
@@ -150,6 +154,20 @@ def run(config: RunConfig, adapter: str | Path | None, output: str | Path) -> di
 
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def judged_task(config: RunConfig, adapter: str | None, device: torch.device) -> Assembled:
+    """The task ready for evaluation on `device`, in train.precision: with the adapter in that folder, or the frozen
+    backbone. Raises AuroraError."""
+    if adapter is None and config.retrieval.frame_weights is None:
+        # a backbone that was not trained with frame weights is not judged with them
+        config = config.model_copy(deep=True)
+        config.retrieval.frame_weights = trained_frame_weights(config.backbone.checkpoint)
+    assembled = build_task(config) if adapter is None else load_trained(config, adapter)
+    task = assembled.task.to(device, _DTYPES[config.train.precision]).eval()
+    if adapter is None and task.prompts is not None:
+        task.prompts.disable()
+    return assembled
 
 
 def task_forward(assembled: Assembled) -> Callable[..., dict]:
