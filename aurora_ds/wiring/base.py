@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from torch import Tensor, nn
@@ -39,12 +40,16 @@ class Wiring(ABC):
     `kind`: the annotations that it trains on, as manifests count them. `headline`: the metric by which the best adapter
     is kept, higher is better. `shown`: label -> loss, for the progress bar beside the sum. `keeps_step`: its evaluation
     can make the same calls on all ranks, and so leave the model cut up under ZeRO-3; others are judged with it whole.
+    `takes`: media that `predict` can be given. `texts`: how many come with them there: each medium its own, all for each
+    medium, or none.
     """
 
     kind: ClassVar[str]
     headline: ClassVar[str]
     shown: ClassVar[dict[str, str]] = {}
     keeps_step: ClassVar[bool] = False
+    takes: ClassVar[tuple[Literal["image", "video", "pair"], ...]] = ("image", "video")
+    texts: ClassVar[Literal["each", "all", "none"]] = "each"
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
@@ -56,8 +61,16 @@ class Wiring(ABC):
     # ---- training --------------------------------------------------------------------------------
 
     @abstractmethod
-    def train_texts(self, tokenizer: Tokenizer) -> Callable[[list[Any]], dict[str, Tensor]]:
+    def train_texts(self, tokenizer: Tokenizer) -> Callable[[list[Any]], dict[str, Any]]:
         """What makes a batch's tensors of its annotations (see `annotated_loader`)."""
+
+    def adopt(self, task: nn.Module, saved: dict[str, Any]) -> None:
+        """What training on from an adapter (train.start_from) takes from its configuration, its values being in
+        place."""
+
+    def before_training(self, task: nn.Module, output: Path) -> None:
+        """What must be there before the first step, fresh or resumed; `output`: the run's folder. All ranks together.
+        Raises AuroraError."""
 
     def loss_arguments(self, step: int, micro: int, steps_per_epoch: int) -> dict[str, Any]:
         """Arguments of the loss in micro-batch `micro` of the optimizer step after `step`."""

@@ -44,6 +44,7 @@ class RetrievalWiring(Wiring):
     headline = "r_mean"
     shown = {"ita": "loss_ita", "itm": "loss_itm"}
     keeps_step = True
+    texts = "all"
 
     def build(self, loaded: LoadedBackbone) -> nn.Module:
         """The task over a backbone, its temperature frozen: the task has its own."""
@@ -87,6 +88,13 @@ class RetrievalWiring(Wiring):
             "temperature": task.temperature_value() if task.temp is None else float(values["temp"]),
             "frame_weights": self.config.retrieval.frame_weights,
         }
+
+    def adopt(self, task: nn.Module, saved: dict[str, Any]) -> None:
+        """The running context, and the temperature where it is trained."""
+        if "context_running" in saved:
+            task.context.running = saved["context_running"]
+        if task.temp is not None and "temperature" in saved:
+            task.temp.data.fill_(saved["temperature"])
 
     def evaluate(self, forward: Forward, tokenizer: Tokenizer, lockstep: bool = False) -> Evaluation:
         """Recall, both ways."""
