@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -40,14 +41,15 @@ class Wiring(ABC):
     `kind`: the annotations that it trains on, as manifests count them. `headline`: the metric by which the best adapter
     is kept, higher is better. `shown`: label -> loss, for the progress bar beside the sum. `keeps_step`: its evaluation
     can make the same calls on all ranks, and so leave the model cut up under ZeRO-3; others are judged with it whole.
-    `takes`: media that `predict` can be given. `texts`: how many come with them there: each medium its own, all for each
-    medium, or none.
+    `takes`: media that `predict` can be given. `texts`: how many come with them there: one for each medium, all for
+    each, or none.
     """
 
     kind: ClassVar[str]
     headline: ClassVar[str]
-    shown: ClassVar[dict[str, str]] = {}
+    shown: Mapping[str, str] = MappingProxyType({})
     keeps_step: ClassVar[bool] = False
+    every_annotation: bool = False
     takes: ClassVar[tuple[Literal["image", "video", "pair"], ...]] = ("image", "video")
     texts: ClassVar[Literal["each", "all", "none"]] = "each"
 
