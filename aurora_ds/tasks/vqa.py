@@ -31,12 +31,20 @@ class VqaTask(LanguageTask):
         super().__init__(model, prompts)
         self.options, self.text = options, text
 
+    @torch.no_grad()
+    def encode_images(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """`tokens` (images, N, D) of `image`: computed once, they serve all questions about an image."""
+        return {"tokens": self.image_tokens(batch["image"])}
+
     def questions(self, batch: dict[str, Any], trace: dict[str, Tensor] | None = None) -> Tensor:
-        """States (B, L, H) of the questions, each read with its image."""
-        tokens = self.image_tokens(batch["image"])
+        """States (B, L, H) of the questions, each read with its image.
+
+        Args: batch: `input_ids`, `attention_mask` (B, L), and either `image`, one per question, or `tokens` of
+            `encode_images` with `image_index` int64 (B,), the row of them that each question is about."""
+        tokens = batch["tokens"] if "tokens" in batch else self.image_tokens(batch["image"])
         encoder = self.model.text_encoder
         ids = with_first(batch["input_ids"], self.text.enc_id)
-        states = encoder(ids, batch["attention_mask"], encoder.image_kv(tokens))
+        states = encoder(ids, batch["attention_mask"], encoder.image_kv(tokens), batch.get("image_index"))
         if trace is not None:
             trace.update(image_embeds=tokens, question_states=states)
         return states
@@ -68,15 +76,21 @@ class VqaTask(LanguageTask):
 
     @torch.no_grad()
     def rank(
-        self, batch: dict[str, Any], answers: tuple[Tensor, Tensor], trace: dict[str, Tensor] | None = None
+        self,
+        batch: dict[str, Any],
+        answers: tuple[Tensor, Tensor],
+        trace: dict[str, Tensor] | None = None,
+        shown: int = 1,
     ) -> dict[str, Tensor]:
         """The best of a list of answers for each question: `answer` int64 (B,), its row in the list, and `score` (B,).
 
         The answers whose first tokens are the likeliest, `k_test` of them (ties: the earlier in the list), are
-        scored in full; the lowest loss wins.
+        scored in full; the lowest loss wins. `leading` int64 (B, shown or fewer) are the rows of the best ones, best
+        first, and `probability` (B, shown or fewer) their shares: the softmax of the scores of all that were scored.
 
-        Args: answers: ids, mask (answers, La) of the list. trace: as in `loss`."""
-        return self.ranked(self.questions(batch, trace), batch["attention_mask"], answers, trace)
+        Args:
+            batch: as in `questions`. answers: ids, mask (answers, La) of the list. trace: as in `loss`."""
+        return self.ranked(self.questions(batch, trace), batch["attention_mask"], answers, trace, shown)
 
     @torch.no_grad()
     def ranked(
@@ -85,6 +99,7 @@ class VqaTask(LanguageTask):
         mask: Tensor,
         answers: tuple[Tensor, Tensor],
         trace: dict[str, Tensor] | None = None,
+        shown: int = 1,
     ) -> dict[str, Tensor]:
         """`rank` from the questions' states (B, L, H) and mask (B, L)."""
         count = min(self.options.k_test, len(answers[0]))
@@ -96,10 +111,14 @@ class VqaTask(LanguageTask):
         found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         if trace is not None:
             trace.update(found)
-        best = found["log_probs_sum"].argmax(1, keepdim=True)
+        scores = found["log_probs_sum"]
+        order = scores.sort(dim=1, descending=True, stable=True).indices[:, :shown]
+        leading = found["topk_ids"].gather(1, order)
         return {
-            "answer": found["topk_ids"].gather(1, best)[:, 0],
-            "score": found["log_probs_sum"].gather(1, best)[:, 0],
+            "answer": leading[:, 0],
+            "score": scores.gather(1, order)[:, 0],
+            "leading": leading,
+            "probability": scores.softmax(1).gather(1, order),
         }
 
     def _rank(
