@@ -90,6 +90,28 @@ def copy_vocabulary(folder: Path, assembled: Assembled) -> None:
     shutil.copyfile(path, folder / ("tokenizer.json" if path.suffix == ".json" else "vocab.txt"))
 
 
+def start_from(assembled: Assembled, folder: Path) -> None:
+    """Put a saved adapter's values into a task before it is trained, for a further stage of training. What is no part
+    of an adapter (the optimizer's moments, a queue) begins anew.
+
+    Raises AuroraError: the adapter is of another task, method, backbone or shape, or everything is trained here.
+    """
+    config, task = assembled.config, assembled.task
+    _, saved = read_adapter(folder)
+    theirs = saved.get("settings", {}).get("task", config.task)
+    for key, there, here in (
+        ("task", theirs, config.task),
+        ("train.method", saved.get("method", config.train.method), config.train.method),
+    ):
+        if there != here:
+            raise AuroraError(
+                f"train.start_from: the adapter in {folder} was trained with {key}={there}, but this run has "
+                f"{key}={here}. Give an adapter of the same {key}; a whole backbone is given as backbone.checkpoint."
+            )
+    loaded = load_adapter(task.prompts, folder, assembled.backbone)
+    assembled.wiring.adopt(task, loaded)
+
+
 def load_trained(config: RunConfig, adapter: str, loaded: LoadedBackbone | None = None) -> Assembled:
     """The task with a saved adapter in place; the adapter's own prompts settings win over the recipe's, and clips are
     judged with the frame weights it was trained with, unless the recipe says otherwise.

@@ -189,6 +189,13 @@ class VqaConfig(_Section):
         "vqa",
         description="vqa: VQA's own, against ten annotators; exact: equality, as for MSRVTT-QA and MSVD-QA",
     )
+    answer_weight: PositiveFloat | None = Field(
+        None,
+        description="weight of every answer in the loss; null: its share of the annotators. MSRVTT-QA in Aurora: 0.05",
+    )
+    visual_genome_weight: PositiveFloat = Field(
+        0.2, description="the same for records that say they are of Visual Genome, where each question has one answer"
+    )
     label_smoothing: float = Field(
         0.1, ge=0, lt=1, description="in the loss and in the scores of the ranking; Aurora: 0"
     )
@@ -203,7 +210,10 @@ class VqaConfig(_Section):
         None, description="whether written answers see the question's padding; seen: as published"
     )
     generation: GenerationConfig = GenerationConfig(max_length=10, min_length=1)
-    max_words: PositiveInt = Field(50, description="of a question; answers are taken whole")
+    question_text: Literal["cleaned", "as_is"] = Field(
+        "cleaned", description="lower case and without punctuation but `?`, or as it is (MSRVTT-QA as released)"
+    )
+    max_words: PositiveInt = Field(50, description="of a cleaned question; answers are taken whole")
     max_tokens: PositiveInt = Field(35, description="of a question")
 
 
@@ -220,6 +230,11 @@ class CaptionConfig(_Section):
 class NlvrConfig(_Section):
     """Statements about two images."""
 
+    swap: Annotated[Literal["off", "train", "released"] | None, Switchable] = Field(
+        None,
+        description="exchange the two images of every other statement, and its words left and right: in training, or "
+        "in evaluation too (released)",
+    )
     max_words: PositiveInt = 40
     max_tokens: PositiveInt = Field(512, description="of a statement; published: whole")
 
@@ -323,6 +338,9 @@ class TrainConfig(_Section):
     """The optimisation. `global_batch_size`: samples of one optimizer step, over all ranks and accumulation steps."""
 
     method: Literal["aurora", "heads", "full"] = "aurora"
+    start_from: str | None = Field(
+        None, description="an adapter, or a run's folder that has one, whose values training begins with"
+    )
     epochs: PositiveInt = 6
     max_steps: PositiveInt | None = Field(
         None, description="stop after this many optimizer steps, whatever the epochs say"

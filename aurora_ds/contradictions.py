@@ -48,6 +48,11 @@ def _run_rules(config: RunConfig) -> list[tuple[bool, str]]:
         _multiple(
             "train.global_batch_size", train.global_batch_size, "train.accumulation", train.accumulation
         ),
+        (
+            train.start_from is None or train.method != "full",
+            "train.start_from is an adapter to train on, but train.method=full has none: give a whole backbone as "
+            "backbone.checkpoint",
+        ),
         (train.min_lr <= train.lr, f"train.min_lr ({train.min_lr}) must not exceed train.lr ({train.lr})"),
         (
             all(0 <= beta < 1 for beta in train.betas),

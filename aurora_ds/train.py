@@ -17,13 +17,13 @@ from typing import Any
 from torch import Tensor
 
 from aurora_ds import arguments
-from aurora_ds.assemble import Assembled, build_task, copy_vocabulary, save_full
+from aurora_ds.assemble import Assembled, build_task, copy_vocabulary, save_full, start_from
 from aurora_ds.config import RunConfig
 from aurora_ds.data.loader import annotated_loader, train_plan
 from aurora_ds.data.plan import TrainPlan
 from aurora_ds.data.unreadable import Limit
 from aurora_ds.errors import AuroraError
-from aurora_ds.evaluate import print_results, results_record, write_results
+from aurora_ds.evaluate import find_adapter, print_results, results_record, write_results
 from aurora_ds.prompts.adapter import describe, save_adapter, with_context
 from aurora_ds.recipe import load_config, to_yaml
 from aurora_ds.report import attach_report
@@ -61,12 +61,17 @@ def run(
         plan = train_plan(assembled.config, world_size, rank, assembled.wiring.kind)
         if process_group.rank() == 0:
             print(attach_report(assembled, plan.steps_per_epoch), flush=True)
+        output, start = Path(output), config.train.start_from
         if dry_run:
+            if start is not None:
+                start_from(assembled, find_adapter(start))
             return {}
-        output = Path(output)
         claim_output(output, assembled.config.model_dump(mode="json"), resume)
         try:
             with process_group.explaining_lost_ranks():
+                # a checkpoint has what became of the adapter, which may be gone by now
+                if start is not None and checkpoint.find(output, resume) is None:
+                    start_from(assembled, find_adapter(start))
                 process_group.first_rank(replace_file, output / "config.yaml", to_yaml(assembled.config))
                 return Training(assembled, output, plan, deepspeed_config).run(resume)
         finally:
@@ -97,6 +102,7 @@ class Training:
         self._restore(resume)
         step, train = self.engine.step, self.config.train
         self.guards = Guards(self.engine, train.moved_after)
+        self.wiring.before_training(self.task, self.output)
         samples = step * train.global_batch_size
         self.monitor = Monitor(
             self.output, self.config.monitor.tensorboard, *((step, samples) if step else (None, None))
@@ -151,6 +157,7 @@ class Training:
             process_group.rank(),
             epoch,
             start,
+            self.wiring.every_annotation,
         )
         self.engine.train()
         batches = iter(loader)
@@ -190,7 +197,9 @@ class Training:
             if report.update_ratio is not None:
                 figures["update_to_weight"] = report.update_ratio
             reduce = {
-                name: "mean" for name in figures if name.startswith("loss") or name == "data_wait_share"
+                name: "mean"
+                for name in figures
+                if name.startswith(("loss", "reward")) or name == "data_wait_share"
             }
             figures = self.monitor.scalars(
                 {f"train/{name}": value for name, value in figures.items()},

@@ -22,9 +22,10 @@ from aurora_ds.config import RunConfig
 from aurora_ds.data.batch_memory import BatchMemory, FilledSlot, Filling, keep_freed_memory
 from aurora_ds.data.blank import BlankMedium
 from aurora_ds.data.manifest import Manifest
-from aurora_ds.data.media import NO_MOMENT, MediaReader, Medium, annotation
+from aurora_ds.data.media import NO_MOMENT, MediaReader, Medium, all_annotations, annotation
 from aurora_ds.data.mixture import Row, open_manifest, open_mixture
 from aurora_ds.data.plan import TrainPlan, evaluation_share
+from aurora_ds.data.questions import answered
 from aurora_ds.data.reader import ShardReader
 from aurora_ds.data.text import pre_caption
 from aurora_ds.data.unreadable import Limit, TooManyUnreadable, read_or_replace
@@ -116,16 +117,18 @@ class _Batches(Dataset):
 
 
 class _TrainBatches(_Batches):
-    """Item n is micro-batch n of the epoch. `texts` makes its tensors of the annotations."""
+    """Item n is micro-batch n of the epoch. `texts` makes its tensors of the annotations, `every`: of all that each
+    medium has."""
 
     def __init__(
         self,
         config: RunConfig,
         plan: TrainPlan,
-        texts: Callable[[list[Any]], dict[str, Tensor]],
+        texts: Callable[[list[Any]], dict[str, Any]],
         epoch: int,
+        every: bool = False,
     ):
-        self.config, self.plan, self.texts, self.epoch = config, plan, texts, epoch
+        self.config, self.plan, self.texts, self.epoch, self.every = config, plan, texts, epoch, every
         data, sources = config.data, plan.mixture.sources
         splits = [(source.manifest, source.split) for source in sources]
         augmented = data.augment == "train"
@@ -148,23 +151,33 @@ class _TrainBatches(_Batches):
             filling.add(medium, self._random(row))
             read.append((row, self.plan.mixture.key(row.source, medium.key), text))
             bad += unreadable
-        mixture = self.plan.mixture
+        mixture, keys = self.plan.mixture, [key for _, key, _ in read]
         return {
             "image": filling.filled,  # (batch, 3, size, size), or (batch, frames, 3, size, size)
-            **self.texts([text for _, _, text in read]),
+            **self._texts([text for _, _, text in read], keys),
             "media_index": torch.tensor(
                 [mixture.first_medium[row.source] + row.medium for row, _, _ in read]
             ),
             "sample_index": torch.tensor([mixture.first_pair[row.source] + row.pair for row, _, _ in read]),
-            "keys": [key for _, key, _ in read],
+            "keys": keys,
             "skipped": sum(not entry["substitute"] for entry in bad),
             "bad": bad,
         }
 
+    def _texts(self, annotations: list[Any], keys: list[str]) -> dict[str, Any]:
+        try:
+            return self.texts(annotations)
+        except AuroraError as error:
+            raise AuroraError(f"{error} It is one of the samples {', '.join(keys)}.") from error
+
     def _read(self, row: Row) -> tuple[Row, Medium | BlankMedium, Any]:
         several, kind = self._several[row.source], self.plan.mixture.sources[row.source].kind
         medium = self.media.read(row.source, row.medium, row.turn, several, self._moment(row))
+        if self.every:
+            return row, medium, all_annotations(medium.record, kind, medium.key)
         found = annotation(medium.record, kind, row.annotation, medium.key)
+        if kind == "questions":
+            found = answered(found, medium.record, medium.key)
         return row, medium, found["caption"] if kind == "moments" else found
 
     def _moment(self, row: Row) -> int:
@@ -248,11 +261,12 @@ def caption_texts(config: RunConfig, tokenizer: Tokenizer) -> Callable[[list[str
 def annotated_loader(
     config: RunConfig,
     kind: str,
-    texts: Callable[[list[Any]], dict[str, Tensor]],
+    texts: Callable[[list[Any]], dict[str, Any]],
     world_size: int,
     rank: int,
     epoch: int,
     start_step: int = 0,
+    every: bool = False,
 ) -> BatchLoader:
     """This rank's micro-batches of an epoch from optimizer step `start_step` on, train.accumulation of them per step.
 
@@ -260,7 +274,9 @@ def annotated_loader(
     kind; media_index, sample_index int64 (B,): number of the medium and of the (medium, annotation) pair over all
     sources; keys; skipped: how many samples were replaced by others of their lane, as they were unreadable; bad: what
     was unreadable (unreadable.py). B = global_batch_size / world_size / accumulation. len() is exact and the same on
-    every rank. Raises AuroraError for wrong sizes at once, for unreadable samples while iterating (data.bad_samples).
+    every rank. `every`: `texts` gets, in the place of an annotation, the list of all that its medium has of the kind.
+    Raises AuroraError for wrong sizes at once, for unreadable samples (data.bad_samples) and for what `texts` refuses
+    while iterating.
     """
     plan = train_plan(config, world_size, rank, kind)
     if not 0 <= start_step <= plan.steps_per_epoch:
@@ -268,7 +284,7 @@ def annotated_loader(
             f"Step {start_step} is not in an epoch of {plan.steps_per_epoch} steps: the checkpoint belongs to "
             "other data or another batch size."
         )
-    batches = _TrainBatches(config, plan, texts, epoch)
+    batches = _TrainBatches(config, plan, texts, epoch, every)
     numbers = range(start_step * plan.accumulation, len(batches))
     limit = Limit(config.data.max_bad_share, plan.steps_per_epoch * plan.global_batch_size)
     rows = plan.global_batch_size // plan.world_size // plan.accumulation

@@ -256,3 +256,9 @@ def annotation(record: dict[str, Any], kind: str, which: int, key: str) -> Any:
             reason="no_annotation",
         )
     return listed[which]
+
+
+def all_annotations(record: dict[str, Any], kind: str, key: str) -> list[Any]:
+    """Every annotation of a kind, as `annotation` gives each."""
+    listed = record.get(kind)
+    return [annotation(record, kind, which, key) for which in range(max(1, len(listed or ())))]

@@ -129,6 +129,11 @@ class Source:
             )
         return media, annotations, self._first_pair_of(media) + annotations
 
+    def dealt(self) -> np.ndarray:
+        """int64, ascending: the media that have annotations and are dealt."""
+        media = np.arange(self.media) if self._dealt is None else self._dealt
+        return media[self._counts[media] > 0]
+
     def _first_pair_of(self, media: np.ndarray) -> np.ndarray:
         """int64 (n,): number of the first pair of each medium, looking at the counts of their shards only."""
         shards = np.searchsorted(self._first_media, media, side="right") - 1

@@ -25,7 +25,7 @@ class Evaluation:
     """What judging a split gave; equal on every rank.
 
     metrics: name -> figure, for TensorBoard and tables. facts: what else a results record says: how many were judged,
-    and the settings that decided. files: name -> JSON content, written beside results.json. details: whatever the
+    and the settings that decided. files: name -> JSON content, or text as it is, written beside results.json. details: whatever the
     task's `picture` needs.
     """
 
@@ -43,6 +43,7 @@ class Wiring(ABC):
     can make the same calls on all ranks, and so leave the model cut up under ZeRO-3; others are judged with it whole.
     `takes`: media that `predict` can be given. `texts`: how many come with them there: one for each medium, all for
     each, or none.
+    `every_annotation`: a training sample comes with all annotations of its medium, not with one.
     """
 
     kind: ClassVar[str]
@@ -66,11 +67,11 @@ class Wiring(ABC):
     def train_texts(self, tokenizer: Tokenizer) -> Callable[[list[Any]], dict[str, Any]]:
         """What makes a batch's tensors of its annotations (see `annotated_loader`)."""
 
-    def adopt(self, task: nn.Module, saved: dict[str, Any]) -> None:
+    def adopt(self, task: nn.Module, saved: dict[str, Any]) -> None:  # noqa: B027 - nothing is a fine answer
         """What training on from an adapter (train.start_from) takes from its configuration, its values being in
         place."""
 
-    def before_training(self, task: nn.Module, output: Path) -> None:
+    def before_training(self, task: nn.Module, output: Path) -> None:  # noqa: B027
         """What must be there before the first step, fresh or resumed; `output`: the run's folder. All ranks together.
         Raises AuroraError."""
 
@@ -90,8 +91,8 @@ class Wiring(ABC):
 
     @abstractmethod
     def evaluate(self, forward: Forward, tokenizer: Tokenizer, lockstep: bool = False) -> Evaluation:
-        """Judge a task on `data.eval_split`; all ranks together. `lockstep`: all ranks must make the same calls (ZeRO-3;
-        only where `keeps_step`). Raises AuroraError."""
+        """Judge a task on `data.eval_split`; all ranks together. `lockstep`: all ranks must make the same calls (ZeRO-3),
+        only where `keeps_step`. Raises AuroraError."""
 
     @abstractmethod
     def title(self, record: dict[str, Any]) -> str:
