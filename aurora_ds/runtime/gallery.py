@@ -19,11 +19,13 @@ TEXT_SIZE, LINE = 15, 20
 
 @dataclass(frozen=True)
 class Answer:
-    """One retrieved item: a picture (uint8, height x width x 3) or a text, and whether it belongs to the query."""
+    """One retrieved item: a picture (uint8, height x width x 3) or a text, and whether it belongs to the query; None
+    where that is no question. `label` stands in the place of the word that says so."""
 
     item: np.ndarray | str
-    right: bool
+    right: bool | None
     score: float | None = None
+    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,9 @@ def _row(query: Query, columns: int, left: int, width: int, font: ImageFont.Imag
         row.paste(_thumbnail(query.item), (GAP + (left - THUMBNAIL) // 2, GAP + FRAME))
     x, y = GAP + left + GAP, GAP
     for place, (answer, wrapped) in enumerate(zip(answers, lines, strict=True), start=1):
-        colour = RIGHT if answer.right else WRONG
+        colour = INK if answer.right is None else RIGHT if answer.right else WRONG
         score = "" if answer.score is None else f"  {answer.score:.3f}"
-        mark = f"{place} {'right' if answer.right else 'wrong'}{score}"
+        mark = f"{place} {answer.label or ('right' if answer.right else 'wrong')}{score}"
         if isinstance(answer.item, str):
             draw.rectangle((x, y + 3, x + FRAME, y + (1 + len(wrapped)) * LINE - 4), colour)
             draw.text((x + 2 * GAP, y), mark, colour, font)
