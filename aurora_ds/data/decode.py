@@ -49,7 +49,7 @@ def open_with_extension(
         decode_jpeg = _jpeg_decoder(decoder)
         pixels = decode_jpeg(content, image) if decode_jpeg and image.format in ("JPEG", "MPO") else None
         try:
-            return (_rgb(image) if pixels is None else _image(pixels)), EXTENSIONS[image.format]
+            return (as_rgb(image) if pixels is None else _image(pixels)), EXTENSIONS[image.format]
         except _DAMAGE as error:
             raise BadSample(f"Image {name} cannot be decoded: {error}.", reason="decode") from error
 
@@ -91,7 +91,8 @@ def _open(content: bytes, max_pixels: int, name: str) -> Image.Image:
     return image
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def as_rgb(image: Image.Image) -> Image.Image:
+    """RGB as BLIP has it: see above. Decodes what is not yet."""
     image.load()
     if image.mode == "RGB":
         return image
