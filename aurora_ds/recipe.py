@@ -48,7 +48,16 @@ def load_config(recipe: str, overrides: list[str] | None = None) -> RunConfig:
         text keeps it as typed (`data.shards=2014` is the folder 2014); `null` is null everywhere.
     Raises AuroraError: unknown recipe or key (with the nearest right one), wrong value, contradicting settings.
     """
-    layers = [_read_recipe(recipe), *(_read_override(override) for override in overrides or [])]
+    return _checked_config(_read_recipe(recipe), recipe, overrides or [])
+
+
+def described_config(settings: dict, name: str, overrides: list[str] | None = None) -> RunConfig:
+    """The same for the settings that a trained model carries, in place of a recipe; `name`: what messages call it."""
+    return _checked_config(_Layer(name, settings), name, overrides or [])
+
+
+def _checked_config(base: _Layer, name: str, overrides: list[str]) -> RunConfig:
+    layers = [base, *(_read_override(override) for override in overrides)]
     for layer in layers:
         _check_keys(layer)
     sizes = _builtin_sizes(_merge(layers))
@@ -60,7 +69,7 @@ def load_config(recipe: str, overrides: list[str] | None = None) -> RunConfig:
         raise AuroraError(_value_message(error, layers)) from None
     problems = contradictions(config)
     if problems:
-        raise AuroraError(f"The settings of {recipe} do not fit together: {'; '.join(problems)}.")
+        raise AuroraError(f"The settings of {name} do not fit together: {'; '.join(problems)}.")
     return config
 
 
