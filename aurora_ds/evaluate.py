@@ -61,7 +61,7 @@ def provenance(assembled: Assembled, adapter: str | None) -> dict[str, Any]:
 def write_results(folder: Path, evaluation: Evaluation, record: dict[str, Any]) -> None:
     """The task's own files, then results.json, which so stands for all of them."""
     for name, content in evaluation.files.items():
-        replace_file(folder / name, json.dumps(content))
+        replace_file(folder / name, content if isinstance(content, str) else json.dumps(content))
     replace_file(folder / RESULTS_FILE, json.dumps(record, indent=1))
 
 

@@ -8,7 +8,7 @@ depends on the number of ranks.
 
 from __future__ import annotations
 
-from aurora_ds.config import PromptConfig, RetrievalConfig, RunConfig, VqaConfig
+from aurora_ds.config import NlvrConfig, PromptConfig, RetrievalConfig, RunConfig, VqaConfig
 from aurora_ds.errors import AuroraError
 
 HEADS = {  # by backbone.head: what a model has that is trained beside its prompts
@@ -58,6 +58,8 @@ VQA_PRESETS = {
     "released": {"loss_per": "frame", "question_padding": "seen"},
 }
 
+NLVR_PRESETS = {"aurora": {"swap": "train"}, "released": {"swap": "released"}}
+
 
 def with_preset(config: RunConfig) -> RunConfig:
     """A copy of `config` whose null settings are filled from `config.prompts.preset`.
@@ -72,6 +74,7 @@ def with_preset(config: RunConfig) -> RunConfig:
     config.prompts = with_prompt_preset(config.prompts)
     _fill(config.retrieval, RETRIEVAL_PRESETS[config.prompts.preset])
     _fill(config.vqa, VQA_PRESETS[config.prompts.preset])
+    _fill(config.nlvr, NLVR_PRESETS[config.prompts.preset])
     return config
 
 
@@ -88,7 +91,9 @@ def with_prompt_preset(prompts: PromptConfig) -> PromptConfig:
     return prompts
 
 
-def _fill(section: PromptConfig | RetrievalConfig | VqaConfig, defaults: dict[str, object]) -> None:
+def _fill(
+    section: PromptConfig | RetrievalConfig | VqaConfig | NlvrConfig, defaults: dict[str, object]
+) -> None:
     for field, value in defaults.items():
         if getattr(section, field) is None:
             setattr(section, field, list(value) if isinstance(value, list) else value)

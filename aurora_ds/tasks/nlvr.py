@@ -1,4 +1,7 @@
-"""Statements about two images (NLVR2; BLIP §4): true or false."""
+"""Statements about two images (NLVR2; BLIP §4): true or false.
+
+In evaluation the two images of a pair are encoded once for all its statements.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,12 @@ from torch.nn import functional as F
 
 from aurora_ds.backbones.blip_nlvr import BlipNlvr
 from aurora_ds.config import TextConfig
+from aurora_ds.errors import AuroraError
 from aurora_ds.prompts import Prompts
 from aurora_ds.tasks.language import LanguageTask, with_first
+from aurora_ds.tasks.negatives import keyed_uniform
+
+_SWAP = 3  # the stream of these draws; the losses of retrieval have others
 
 
 class NlvrTask(LanguageTask):
@@ -20,16 +27,16 @@ class NlvrTask(LanguageTask):
     Args:
         model: backbone with `visual_encoder`, a `text_encoder` that sees two images, `cls_head`.
         prompts: what was attached to `model`; None for full fine-tuning. text: for its special token ids.
+        seed: of the pairs whose images are exchanged.
     """
 
-    def __init__(self, model: BlipNlvr, prompts: Prompts | None, text: TextConfig) -> None:
+    def __init__(self, model: BlipNlvr, prompts: Prompts | None, text: TextConfig, seed: int = 0) -> None:
         super().__init__(model, prompts)
-        self.text = text
+        self.text, self.seed = text, seed
 
     def logits(self, batch: dict[str, Any], trace: dict[str, Tensor] | None = None) -> Tensor:
         """(B, 2) fp32 or wider, class 1 = true; `batch` as in `loss`, without labels."""
-        images, encoder = batch["image"], self.model.text_encoder
-        tokens = self.model.visual_encoder(images.flatten(0, 1)).unflatten(0, (-1, 2))  # (B, 2, N + 1, D)
+        tokens, encoder = self._tokens(batch["image"]), self.model.text_encoder
         ids = with_first(batch["input_ids"], self.text.enc_id)
         states = encoder(ids, batch["attention_mask"], encoder.image_kv(tokens[:, 0], tokens[:, 1]))
         logits = self.model.cls_head(states[:, 0])
@@ -38,16 +45,23 @@ class NlvrTask(LanguageTask):
             trace.update(
                 image_embeds=tokens.transpose(0, 1).flatten(0, 1), mm_embeds=states, prediction=logits
             )
-        return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+        return _wide(logits)
 
-    def loss(self, batch: dict[str, Any], trace: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    def loss(
+        self, batch: dict[str, Any], step: int = 0, trace: dict[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
         """`loss`, scalar: cross entropy, mean over statements.
 
         Args:
-            batch: `image` (B, 2, 3, H, W), `input_ids`, `attention_mask` (B, L), `label` int64 (B,), 1 = true.
+            batch: `image` (B, 2, 3, H, W), `input_ids`, `attention_mask` (B, L), `label` int64 (B,), 1 = true. With
+                `swapped_ids`, `swapped_mask` (B, L), the statements for exchanged images, one half of the pairs is
+                exchanged, by draws that are keyed by (seed, step, `sample_index`): the same on any number of ranks.
+            step: optimizer steps made before.
             trace: when given, intermediate tensors are put in (for verification).
         """
         self.refresh()
+        if "swapped_ids" in batch:
+            batch = self._exchanged(batch, step)
         return {"loss": F.cross_entropy(self.logits(batch, trace), batch["label"])}
 
     @torch.no_grad()
@@ -55,3 +69,53 @@ class NlvrTask(LanguageTask):
         """`logits` (B, 2), and `label` int64 (B,), the likelier class."""
         logits = self.logits(batch)
         return {"logits": logits, "label": logits.argmax(1)}
+
+    @torch.no_grad()
+    def judge(self, batch: dict[str, Any], at_once: int = 256) -> dict[str, Tensor]:
+        """`logits` (S, 2) of statements about P pairs.
+
+        Args:
+            batch: `image` (P, 2, 3, H, W); `input_ids`, `attention_mask` (S, L); `pair` int64 (S,), the row of `image`
+                that each statement is about; `turned` bool (S,): with its images exchanged.
+            at_once: statements that are read together.
+        """
+        tokens, encoder = self._tokens(batch["image"]), self.model.text_encoder
+        ids = with_first(batch["input_ids"], self.text.enc_id)
+        logits = tokens.new_empty(len(ids), 2)
+        for order, rows in ((0, ~batch["turned"]), (1, batch["turned"])):
+            (rows,) = rows.nonzero(as_tuple=True)
+            if not len(rows):
+                continue
+            kv = encoder.image_kv(tokens[:, order], tokens[:, 1 - order])
+            for part in rows.split(at_once):
+                states = encoder(ids[part], batch["attention_mask"][part], kv, batch["pair"][part])
+                logits[part] = self.model.cls_head(states[:, 0])
+        return {"logits": _wide(logits)}
+
+    def _tokens(self, images: Tensor) -> Tensor:
+        """(B, 2, 3, H, W) -> (B, 2, N + 1, D)."""
+        if images.dim() != 5 or images.shape[1] != 2:
+            count = images.shape[1] if images.dim() == 5 else 1
+            raise AuroraError(
+                f"Statements are about pairs of images, but a sample holds {count}. Use shards of pairs, such as those "
+                "of `aurora-ds shards convert nlvr2`."
+            )
+        return self.model.visual_encoder(images.flatten(0, 1)).unflatten(0, (-1, 2))
+
+    def _exchanged(self, batch: dict[str, Any], step: int) -> dict[str, Any]:
+        turned = drawn_to_turn(batch["sample_index"], self.seed, step)
+        rows, first = torch.arange(len(turned), device=turned.device), turned.long()
+        return batch | {
+            "image": batch["image"][rows[:, None], torch.stack([first, 1 - first], dim=1)],
+            "input_ids": torch.where(turned[:, None], batch["swapped_ids"], batch["input_ids"]),
+            "attention_mask": torch.where(turned[:, None], batch["swapped_mask"], batch["attention_mask"]),
+        }
+
+
+def drawn_to_turn(samples: Tensor, seed: int, step: int) -> Tensor:
+    """Whose images are exchanged: bool, for int64 numbers of samples; a half of them, another in each step."""
+    return keyed_uniform(samples, seed, step, _SWAP) < 0.5
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits

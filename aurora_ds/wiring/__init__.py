@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from aurora_ds.config import RunConfig
 from aurora_ds.wiring.base import Wiring
+from aurora_ds.wiring.nlvr import NlvrWiring
 from aurora_ds.wiring.retrieval import RetrievalWiring
 
-WIRINGS: dict[str, type[Wiring]] = {"retrieval": RetrievalWiring}
+WIRINGS: dict[str, type[Wiring]] = {"retrieval": RetrievalWiring, "nlvr": NlvrWiring}
 
 
 def of(config: RunConfig) -> Wiring:

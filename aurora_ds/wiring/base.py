@@ -25,8 +25,8 @@ class Evaluation:
     """What judging a split gave; equal on every rank.
 
     metrics: name -> figure, for TensorBoard and tables. facts: what else a results record says: how many were judged,
-    and the settings that decided. files: name -> JSON content, or text as it is, written beside results.json. details: whatever the
-    task's `picture` needs.
+    and the settings that decided. files: name -> JSON content, or text as it is, written beside results.json. details:
+    whatever the task's `picture` needs.
     """
 
     metrics: dict[str, float]
@@ -91,8 +91,8 @@ class Wiring(ABC):
 
     @abstractmethod
     def evaluate(self, forward: Forward, tokenizer: Tokenizer, lockstep: bool = False) -> Evaluation:
-        """Judge a task on `data.eval_split`; all ranks together. `lockstep`: all ranks must make the same calls (ZeRO-3),
-        only where `keeps_step`. Raises AuroraError."""
+        """Judge a task on `data.eval_split`; all ranks together. `lockstep`: all ranks must make the same calls, as
+        under ZeRO-3; only where `keeps_step`. Raises AuroraError."""
 
     @abstractmethod
     def title(self, record: dict[str, Any]) -> str:
