@@ -129,7 +129,5 @@ def load_trained(config: RunConfig, adapter: str, loaded: LoadedBackbone | None 
             "backbone.checkpoint instead."
         )
     assembled = build_task(config, loaded)
-    loaded_config = load_adapter(assembled.task.prompts, adapter, assembled.backbone)
-    if "context_running" in loaded_config:
-        assembled.task.context.running = loaded_config["context_running"]
+    assembled.wiring.adopt(assembled.task, load_adapter(assembled.task.prompts, adapter, assembled.backbone))
     return assembled

@@ -7,8 +7,9 @@ from aurora_ds.config import RunConfig
 from aurora_ds.wiring.base import Wiring
 from aurora_ds.wiring.nlvr import NlvrWiring
 from aurora_ds.wiring.retrieval import RetrievalWiring
+from aurora_ds.wiring.vqa import VqaWiring
 
-WIRINGS: dict[str, type[Wiring]] = {"retrieval": RetrievalWiring, "nlvr": NlvrWiring}
+WIRINGS: dict[str, type[Wiring]] = {"retrieval": RetrievalWiring, "vqa": VqaWiring, "nlvr": NlvrWiring}
 
 
 def of(config: RunConfig) -> Wiring:

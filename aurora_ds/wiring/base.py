@@ -68,8 +68,8 @@ class Wiring(ABC):
         """What makes a batch's tensors of its annotations (see `annotated_loader`)."""
 
     def adopt(self, task: nn.Module, saved: dict[str, Any]) -> None:  # noqa: B027 - nothing is a fine answer
-        """What training on from an adapter (train.start_from) takes from its configuration, its values being in
-        place."""
+        """What a task with an adapter in it takes from the adapter's configuration, to be judged or trained on
+        (train.start_from)."""
 
     def before_training(self, task: nn.Module, output: Path) -> None:  # noqa: B027
         """What must be there before the first step, fresh or resumed; `output`: the run's folder. All ranks together.
