@@ -194,7 +194,8 @@ class VqaConfig(_Section):
         description="weight of every answer in the loss; null: its share of the annotators. MSRVTT-QA in Aurora: 0.05",
     )
     visual_genome_weight: PositiveFloat = Field(
-        0.2, description="the same for records that say they are of Visual Genome, where each question has one answer"
+        0.2,
+        description="the same for records that say they are of Visual Genome, where each question has one answer",
     )
     label_smoothing: float = Field(
         0.1, ge=0, lt=1, description="in the loss and in the scores of the ranking; Aurora: 0"
@@ -211,17 +212,41 @@ class VqaConfig(_Section):
     )
     generation: GenerationConfig = GenerationConfig(max_length=10, min_length=1)
     question_text: Literal["cleaned", "as_is"] = Field(
-        "cleaned", description="lower case and without punctuation but `?`, or as it is (MSRVTT-QA as released)"
+        "cleaned",
+        description="lower case and without punctuation but `?`, or as it is (MSRVTT-QA as released)",
     )
     max_words: PositiveInt = Field(50, description="of a cleaned question; answers are taken whole")
     max_tokens: PositiveInt = Field(35, description="of a question")
+
+
+class SelfCriticalConfig(_Section):
+    """Training on the CIDEr-D of what the model writes (Rennie et al., 2017)."""
+
+    samples: PositiveInt = Field(5, description="captions drawn for each image or clip")
+    baseline: Literal["others", "greedy"] = Field(
+        "others",
+        description="what rewards are compared with: the mean of the image's other captions, or its greedy caption's",
+    )
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="below 1, captions are not drawn from the distribution that is trained"
+    )
+    top_k: int = Field(0, ge=0, description="the same for a limit; 0: none")
+    frequency: str | None = Field(
+        None,
+        description="document frequencies of CIDEr-D, a file that a run wrote; null: counted in the training captions",
+    )
 
 
 class CaptionConfig(_Section):
     """Captioning of images and clips."""
 
     prompt: str = Field("a picture of ", description="words that every caption begins with")
-    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    objective: Literal["likelihood", "self_critical"] = Field(
+        "likelihood",
+        description="what is trained for; self_critical: CIDEr-D, a second stage after likelihood (train.start_from)",
+    )
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="of the likelihood")
+    self_critical: SelfCriticalConfig = SelfCriticalConfig()
     generation: GenerationConfig = GenerationConfig()
     max_words: PositiveInt = 30
     max_tokens: PositiveInt = Field(40, description="of a caption with its prompt")
@@ -379,6 +404,9 @@ class EvalConfig(_Section):
     image_batch_size: PositiveInt = 32
     text_batch_size: PositiveInt = 256
     limit: PositiveInt | None = Field(None, description="evaluate on the first N media only")
+    java: bool = Field(
+        True, description="captions: METEOR and SPICE too, where Java and pycocoevalcap are there"
+    )
 
 
 class MonitorConfig(_Section):

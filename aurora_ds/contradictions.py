@@ -67,6 +67,7 @@ def _run_rules(config: RunConfig) -> list[tuple[bool, str]]:
             f"prompts.train_heads names {', '.join(unknown_heads)}, but the heads are {', '.join(heads) or 'none'}",
         ),
         *_length_rules(config),
+        *_self_critical_rules(config),
         (
             0 < least <= most <= 1,
             f"data.crop_scale ({least}, {most}) must be two shares of an image's area, 0 < smaller <= larger <= 1",
@@ -74,6 +75,24 @@ def _run_rules(config: RunConfig) -> list[tuple[bool, str]]:
         (
             not config.data.mix or config.data.shards is not None,
             "data.mix says what is trained on, but data.shards, whose data.eval_split is evaluated, is not set",
+        ),
+    ]
+
+
+def _self_critical_rules(config: RunConfig) -> list[tuple[bool, str]]:
+    options = config.caption.self_critical
+    if config.task != "caption" or config.caption.objective != "self_critical":
+        return []
+    return [
+        (
+            options.baseline == "greedy" or options.samples > 1,
+            "caption.self_critical.baseline=others compares captions of an image with each other, so "
+            f"caption.self_critical.samples ({options.samples}) must be at least 2",
+        ),
+        (
+            config.data.video.window != "moments",
+            "caption.objective=self_critical rewards a caption by all captions of its medium, but "
+            "data.video.window=moments gives each its own stretch: set it to [start, end] in seconds, or to null",
         ),
     ]
 

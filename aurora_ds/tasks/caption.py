@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from aurora_ds.backbones.blip_caption import BlipCaption
-from aurora_ds.config import CaptionConfig, TextConfig
+from aurora_ds.backbones.tokenizer import Tokenizer
+from aurora_ds.config import CaptionConfig, GenerationConfig, TextConfig
 from aurora_ds.prompts import Prompts
 from aurora_ds.tasks.collectives import sum_over_ranks, world
-from aurora_ds.tasks.generation import Context, write
+from aurora_ds.tasks.generation import Context, Written, write
 from aurora_ds.tasks.language import LanguageTask, next_targets, token_losses, with_first
 
 
@@ -62,15 +63,19 @@ class CaptionTask(LanguageTask):
         """Written captions: `ids` (B, longest), the prompt in front, and `scores` (B,) as of `generation.write`.
 
         `sample_index` (B,) of the batch, where it is there, keys nucleus sampling."""
-        decoder = self.model.text_decoder
-        written = write(
-            decoder,
-            Context(decoder.context_kv(self.image_tokens(batch["image"]))),
-            self.prompt,
-            self.options.generation,
-            self.text.sep_id,
-            self.text.pad_id,
-            batch.get("sample_index"),
-            seed,
-        )
+        context = Context(self.model.text_decoder.context_kv(self.image_tokens(batch["image"])))
+        written = self.written(context, self.options.generation, batch.get("sample_index"), seed)
         return {"ids": written.ids, "scores": written.scores}
+
+    def written(
+        self, context: Context, settings: GenerationConfig, keys: Tensor | None = None, seed: int = 0
+    ) -> Written:
+        """Captions with this task's prompt and tokens; arguments as of `generation.write`."""
+        ends = (self.text.sep_id, self.text.pad_id)
+        return write(self.model.text_decoder, context, self.prompt, settings, *ends, keys, seed)
+
+
+def caption_words(tokenizer: Tokenizer, ids: Tensor, prompt: Tensor) -> list[str]:
+    """Written ids (B, L) as captions: what follows the words of `prompt` (P,), as published (BLIP §4)."""
+    begin = tokenizer.decode(prompt[None])[0]
+    return [text.removeprefix(begin).strip() for text in tokenizer.decode(ids)]

@@ -58,7 +58,7 @@ def write(
     Args:
         prompt: int64 (P,), the tokens that each text begins with. end, pad: token ids.
         keys: int64 (B,), of the samples; nucleus sampling draws by (seed, key, position), whatever the batch.
-            By default the rows' numbers.
+            By default the rows' numbers. Nucleus: (B·n,) for n texts per image, an image's following each other.
     Raises AuroraError: lengths that leave no room to write; more beams than the vocabulary can tell apart.
     """
     if settings.max_length <= len(prompt):
@@ -70,11 +70,11 @@ def write(
         raise AuroraError(
             f"generation.min_length={settings.min_length} exceeds generation.max_length={settings.max_length}."
         )
-    writer = _Writer(decoder, context, prompt, settings, end, pad)
     if settings.method == "beam":
-        return _beam(writer)
-    keys = torch.arange(len(context), device=prompt.device) if keys is None else keys
-    return _single(writer, keys, seed)
+        return _beam(_Writer(decoder, context, prompt, len(context), settings, end, pad))
+    if keys is None or settings.method == "greedy":
+        keys = torch.arange(len(context), device=prompt.device)
+    return _single(_Writer(decoder, context, prompt, len(keys), settings, end, pad), keys, seed)
 
 
 class _Writer:
@@ -85,12 +85,13 @@ class _Writer:
         decoder: TextDecoder,
         context: Context,
         prompt: Tensor,
+        rows: int,
         settings: GenerationConfig,
         end: int,
         pad: int,
     ) -> None:
         self.decoder, self.context, self.settings, self.end, self.pad = decoder, context, settings, end, pad
-        self.ids = prompt.expand(len(context), -1)  # (rows, length so far)
+        self.ids = prompt.expand(rows, -1)  # (rows, length so far)
         self.cache = KeyValueCache()
 
     def logits(self) -> Tensor:
@@ -122,7 +123,7 @@ class _Writer:
 
 
 def _single(writer: _Writer, keys: Tensor, seed: int) -> Written:
-    """Greedy or nucleus: one text per image, one token at a time."""
+    """Greedy or nucleus: one text per row, one token at a time."""
     settings = writer.settings
     open_rows = torch.ones(len(writer.ids), dtype=torch.bool, device=writer.ids.device)
     total = torch.zeros(len(writer.ids), dtype=torch.float64, device=writer.ids.device)
