@@ -311,7 +311,8 @@ def _add_adapter(commands) -> None:
         "--format",
         choices=["merged", "transformers"],
         default="merged",
-        help="merged (default): published names, one file; transformers: a BlipForImageTextRetrieval directory",
+        help="merged (default): published names, one file; transformers: a directory of its "
+        "BlipForImageTextRetrieval, BlipForQuestionAnswering or BlipForConditionalGeneration, with a processor",
     )
     export.add_argument(
         "--output", metavar="DIR", type=Path, required=True, help="a folder that is new or empty"

@@ -71,6 +71,15 @@ class Tokenizer:
         """The words of rows of ids (B, L), without special tokens; word pieces joined, no space before punctuation."""
         return self._pieces.decode_batch(ids.tolist(), skip_special_tokens=True)
 
+    def serialised(self, first: str) -> str:
+        """The content of a tokenizer.json that puts `first`, a special token, and [SEP] around texts by itself."""
+        pieces = tokenizers.Tokenizer.from_str(self._pieces.to_str())
+        ends = [(token, pieces.token_to_id(token)) for token in (first, "[SEP]")]
+        pieces.post_processor = tokenizers.processors.TemplateProcessing(
+            single=f"{first} $A [SEP]", special_tokens=ends
+        )
+        return pieces.to_str(pretty=True)
+
     def mismatch(self, text: TextConfig) -> str:
         """One sentence per id in which this vocabulary and a text transformer differ; empty when they fit."""
         own = {

@@ -165,12 +165,14 @@ def config_for(config: BackboneConfig) -> dict[str, Any]:
     vision, text = config.vision, config.text
     if config.head not in ARCHITECTURES:
         raise AuroraError(
-            f"transformers has no model for backbone.head={config.head}; it has them for {', '.join(ARCHITECTURES)}."
+            f"transformers has no model for backbone.head={config.head}; it has them for "
+            f"{', '.join(ARCHITECTURES)}. A file under published names holds it: `aurora-ds export --format merged`."
         )
     if config.head == "vqa" and vision.width != text.width:
         raise AuroraError(
             f"transformers' BlipForQuestionAnswering needs one width for images and text; these are {vision.width} "
-            f"(backbone.vision.width) and {text.width} (backbone.text.width). It cannot hold this model."
+            f"(backbone.vision.width) and {text.width} (backbone.text.width). It cannot hold this model; "
+            "`aurora-ds export --format merged` can."
         )
     return {
         "architectures": [ARCHITECTURES[config.head]],

@@ -32,24 +32,19 @@ def merged(mergeable: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def attached_outputs(adapter: Path) -> dict[str, torch.Tensor]:
-    from aurora_ds.evaluate import find_adapter
-    from aurora_ds.export import _attached, _outputs
+    from aurora_ds.export.attached import read_trained
+    from aurora_ds.export.probe import outputs
 
-    assembled, _ = _attached(find_adapter(adapter), None)
-    with torch.no_grad():
-        return _outputs(
-            assembled.task.model.eval(), assembled.config.backbone, assembled.task.context.evaluation_term()
-        )
+    assembled = read_trained(adapter).build(None)
+    return outputs(assembled.task.model, assembled.task.context.evaluation_term())
 
 
 def reloaded_outputs(folder: Path) -> dict[str, torch.Tensor]:
     from aurora_ds.backbones.checkpoint import load_backbone
-    from aurora_ds.export import _outputs
+    from aurora_ds.export.probe import outputs
     from aurora_ds.recipe import load_config
 
-    config = load_config(str(folder / "recipe.yaml")).backbone
-    with torch.no_grad():
-        return _outputs(load_backbone(config).model.eval(), config, None)
+    return outputs(load_backbone(load_config(str(folder / "recipe.yaml")).backbone).model)
 
 
 def test_the_merged_file_computes_what_the_attached_model_does(mergeable: Path, merged: Path) -> None:

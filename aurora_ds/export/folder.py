@@ -1,0 +1,160 @@
+"""An exported folder: weights, vocabulary, where they come from, a recipe; written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from aurora_ds.assemble import FULL_FILE, RECORD_FILE, Assembled, copy_vocabulary
+from aurora_ds.backbones.checkpoint import load_backbone
+from aurora_ds.backbones.published import to_published
+from aurora_ds.backbones.transformers_format import config_for
+from aurora_ds.config import RunConfig
+from aurora_ds.errors import AuroraError
+from aurora_ds.export import probe, transformers_folder
+from aurora_ds.export.attached import Trained, merge, read_trained
+from aurora_ds.export.transformers_card import known_differences
+from aurora_ds.recipe import to_yaml
+from aurora_ds.runtime.run_folder import replace_folder
+
+FORMATS = ("merged", "transformers")
+
+
+@dataclass
+class Wanted:
+    """What the attached model computes: by name, and the ids that it writes after the tokens it begins texts with."""
+
+    outputs: dict[str, Tensor]
+    begin: Tensor | None = None  # int64 (P,); None: it writes no text
+    written: Tensor | None = None
+
+
+def run(
+    adapter: str | Path, format: str, output: str | Path, backbone: str | Path | None = None
+) -> dict[str, Any]:
+    """Write the merged model of `adapter` into the new or empty folder `output`; returns what record.json says.
+
+    Args:
+        adapter: a run's folder, a checkpoint or an adapter; a fully fine-tuned run too, which has nothing to merge.
+        format: merged or transformers.
+        backbone: the frozen backbone's file, when it is no longer where the adapter's configuration says.
+    Raises: AuroraError when the adapter cannot be expressed as weights or the format cannot hold the model, when the
+        adapter belongs to another backbone, or the output is not empty, cannot be written, or computes something else
+        than the attached model.
+    """
+    if format not in FORMATS:
+        raise AuroraError(f"There is no export format {format!r}; the formats are {' and '.join(FORMATS)}.")
+    output = Path(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise AuroraError(f"The output {output} exists and is not an empty folder. Give another --output.")
+    trained = read_trained(adapter)
+    if format == "transformers":
+        config_for(trained.config.backbone)  # before the weights are read
+    assembled = trained.build(backbone)
+    if assembled.tokenizer.unusable:
+        raise AuroraError(assembled.tokenizer.unusable)
+    with torch.no_grad():
+        wanted = _wanted(assembled)
+        merge(assembled)
+    checkpoint = output / FULL_FILE if format == "merged" else output
+    recipe = _recipe(trained, assembled, checkpoint)
+
+    def fill(folder: Path) -> None:
+        copy_vocabulary(folder, assembled)
+        if format == "merged":
+            save_file(plain(assembled), folder / FULL_FILE)
+        else:
+            transformers_folder.write(folder, plain(assembled), assembled, output, recipe.description)
+        record = _record(trained, assembled, format) | _compared(folder, format, assembled, wanted)
+        (folder / RECORD_FILE).write_text(json.dumps(record, indent=1), encoding="utf-8")
+        (folder / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
+
+    replace_folder(output, fill)
+    record = json.loads((output / RECORD_FILE).read_text(encoding="utf-8"))
+    print(
+        f"{output}: {format}, largest difference to the attached model {record['largest_relative_error']:.1e} of its "
+        f"largest output. Use it as backbone.checkpoint={checkpoint} with backbone.head={recipe.task}, or evaluate it "
+        f"with `aurora-ds evaluate {output / 'recipe.yaml'} data.shards=DIR --output DIR`."
+        + (f" {output / 'README.md'} says how transformers uses it." if format == "transformers" else "")
+    )
+    return record
+
+
+def plain(assembled: Assembled) -> dict[str, Tensor]:
+    """The model's tensors under published names, each in memory of its own."""
+    tensors = to_published(assembled.task.model)
+    return {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+
+
+def _wanted(assembled: Assembled) -> Wanted:
+    """Before the adapter is merged."""
+    task, config = assembled.task, assembled.config
+    if config.task == "retrieval":
+        return Wanted(probe.outputs(task.model, task.context.evaluation_term()))
+    wanted = Wanted(probe.outputs(task.model))
+    if config.task != "nlvr":
+        vqa = config.task == "vqa"
+        wanted.begin = torch.tensor([config.backbone.text.bos_id]) if vqa else task.prompt
+        wanted.written = probe.greedy(task.model, wanted.begin, task.options.generation)
+    return wanted
+
+
+def _compared(folder: Path, format: str, assembled: Assembled, wanted: Wanted) -> dict[str, Any]:
+    """Load what was written as users would, and compare. Raises AuroraError when it is another model."""
+    place = folder / FULL_FILE if format == "merged" else folder
+    config = assembled.config.backbone.model_copy(update={"checkpoint": str(place)})
+    again = load_backbone(config).model
+    errors = {"aurora_ds": probe.differences(wanted.outputs, probe.outputs(again), "aurora_ds")}
+    facts: dict[str, Any] = {}
+    if format == "transformers":
+        read = transformers_folder.Reader(folder, assembled)
+        errors["transformers"] = probe.differences(wanted.outputs, read.outputs(), "transformers")
+        if wanted.written is not None:
+            facts["greedy_texts"] = read.check_greedy(again, wanted.begin, wanted.written)
+        read.check_processor()
+        facts["known_differences"] = known_differences(assembled)
+    return {
+        "compared": errors,
+        **facts,
+        "largest_relative_error": max(error for each in errors.values() for error in each.values()),
+    }
+
+
+def _record(trained: Trained, assembled: Assembled, format: str) -> dict[str, Any]:
+    made_from = {"backbone": assembled.backbone, "prompts": trained.saved.get("prompts")}
+    if trained.full:
+        made_from["backbone"] = {key: trained.saved["backbone"][key] for key in ("name", "sha256")}
+    facts = {}
+    if assembled.config.task == "retrieval":
+        facts = {
+            "temperature": assembled.task.temperature_value(),
+            "frame_weights": assembled.config.retrieval.frame_weights,
+        }
+    return {
+        "format": f"aurora_ds.{format}",
+        "version": 1,
+        "task": assembled.config.task,
+        "method": assembled.config.train.method,
+        "made_from": made_from,
+        **facts,
+    }
+
+
+def _recipe(trained: Trained, assembled: Assembled, checkpoint: Path) -> RunConfig:
+    """What evaluates the exported file as the adapter would be: its task's settings and the way clips are read."""
+    recipe = trained.config.model_copy(deep=True)
+    name = trained.saved["backbone"]["name"]
+    recipe.description = (
+        f"{name}, fully fine-tuned" if trained.full else f"{name} with an adapter merged into it"
+    )
+    recipe.backbone.checkpoint, recipe.backbone.tokenizer = str(checkpoint), None
+    recipe.retrieval.temperature = None  # in the file
+    recipe.train.method = "aurora"
+    recipe.prompts.preset = assembled.config.prompts.preset
+    return recipe
