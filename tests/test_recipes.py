@@ -76,3 +76,18 @@ def test_published_settings_of_clips(name: str):
     assert (video.train_sampling, video.eval_sampling) == (CLIPS[name], "uniform")
     assert with_preset(config).retrieval.frame_weights == "consistent"
     assert config.data.shards == f"shards/{name}", "where the dataset's recipe puts them"
+
+
+def test_published_settings_of_image_pairs():
+    config = load_config("nlvr2")
+    train, data = config.train, config.data
+    assert (train.lr, train.epochs, train.global_batch_size, train.schedule) == (
+        3e-5,
+        15,
+        16 * 16,
+        "cosine_epoch",
+    )
+    assert (config.backbone.vision.image_size, config.backbone.vision.drop_path) == (384, 0.1)
+    assert (config.nlvr.max_words, config.nlvr.swap) == (40, "train")
+    assert with_preset(config).prompts.train_heads == ["cls_head_0", "cls_head_2"]
+    assert (data.shards, data.eval_split) == ("shards/nlvr2", "dev")

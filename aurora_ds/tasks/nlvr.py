@@ -94,15 +94,11 @@ class NlvrTask(LanguageTask):
 
     def _tokens(self, images: Tensor) -> Tensor:
         """(B, 2, 3, H, W) -> (B, 2, N + 1, D)."""
-        if images.dim() != 5 or images.shape[1] != 2:
-            count = images.shape[1] if images.dim() == 5 else 1
-            raise AuroraError(
-                f"Statements are about pairs of images, but a sample holds {count}. Use shards of pairs, such as those "
-                "of `aurora-ds shards convert nlvr2`."
-            )
+        _check_pairs(images)
         return self.model.visual_encoder(images.flatten(0, 1)).unflatten(0, (-1, 2))
 
     def _exchanged(self, batch: dict[str, Any], step: int) -> dict[str, Any]:
+        _check_pairs(batch["image"])
         turned = drawn_to_turn(batch["sample_index"], self.seed, step)
         rows, first = torch.arange(len(turned), device=turned.device), turned.long()
         return batch | {
@@ -115,6 +111,15 @@ class NlvrTask(LanguageTask):
 def drawn_to_turn(samples: Tensor, seed: int, step: int) -> Tensor:
     """Whose images are exchanged: bool, for int64 numbers of samples; a half of them, another in each step."""
     return keyed_uniform(samples, seed, step, _SWAP) < 0.5
+
+
+def _check_pairs(images: Tensor) -> None:
+    if images.dim() != 5 or images.shape[1] != 2:
+        count = images.shape[1] if images.dim() == 5 else 1
+        raise AuroraError(
+            f"Statements are about pairs of images, but a sample holds {count}. Use shards of pairs, such as those of "
+            "`aurora-ds shards convert nlvr2`."
+        )
 
 
 def _wide(logits: Tensor) -> Tensor:
