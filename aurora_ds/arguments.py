@@ -23,6 +23,10 @@ RECIPE_HELP = "a built-in name (`aurora-ds config list`) or a YAML path"
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """RECIPE and the overrides after it."""
     parser.add_argument("recipe", metavar="RECIPE", help=RECIPE_HELP)
+    _add_overrides(parser)
+
+
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides",
         metavar="key=value",
@@ -73,6 +77,63 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="folder for results.json")
     _add_local_rank(parser)
+
+
+def add_predict(parser: argparse.ArgumentParser) -> None:
+    """Arguments of single predictions. RECIPE may be left out; `take_recipe` tells it from a setting."""
+    parser.add_argument(
+        "recipe",
+        metavar="RECIPE",
+        nargs="?",
+        help=f"{RECIPE_HELP}; needed without --adapter, which says itself how it is used",
+    )
+    _add_overrides(parser)
+    parser.add_argument(
+        "--adapter",
+        metavar="DIR",
+        type=Path,
+        help="a run's folder, a checkpoint, an adapter, an exported or a fully fine-tuned model; without it the frozen "
+        "backbone predicts",
+    )
+    media = parser.add_mutually_exclusive_group(required=True)
+    for name, what in (
+        ("image", "images; for statements about two images, left and right of each pair"),
+        ("video", "clips"),
+    ):
+        media.add_argument(
+            f"--{name}",
+            metavar="FILE",
+            nargs="+",
+            action="extend",
+            default=[],
+            help=f"{what}; may be repeated",
+        )
+    parser.add_argument(
+        "--text",
+        metavar="TEXT",
+        action="append",
+        default=[],
+        help="a question, a statement, or a text to compare with; may be repeated, and each is put to each medium",
+    )
+    parser.add_argument("--output", metavar="DIR", type=Path, help="folder for results.json")
+    parser.add_argument("--json", action="store_true", help="print the record as JSON in place of the table")
+
+
+def take_recipe(chosen: argparse.Namespace) -> tuple[str | None, list[str]]:
+    """(recipe or None, overrides) where RECIPE may be left out, and settings may follow a list of files: a word with
+    `=` that is no file is a setting, and is taken from where it stood."""
+    overrides = [*chosen.overrides]
+    for files in (chosen.image, chosen.video):
+        late = [word for word in files if _is_setting(word)]
+        overrides += late
+        files[:] = [word for word in files if word not in late]
+    if chosen.recipe is not None and _is_setting(chosen.recipe):
+        return None, [chosen.recipe, *overrides]
+    return chosen.recipe, overrides
+
+
+def _is_setting(word: str) -> bool:
+    return "=" in word and not Path(word).exists()
 
 
 def add_quickstart(parser: argparse.ArgumentParser) -> None:

@@ -255,7 +255,7 @@ def _verify_shards(chosen: argparse.Namespace, argv: list[str]) -> object:
     return 0
 
 
-# train, evaluate -----------------------------------------------------------------------------------------------------
+# train, evaluate, predict --------------------------------------------------------------------------------------------
 
 
 def _add_runs(commands) -> None:
@@ -278,6 +278,17 @@ def _add_runs(commands) -> None:
         "aurora-ds evaluate retrieval_coco --adapter runs/coco --output runs/coco/evaluation",
     )
     arguments.add_evaluate(evaluate)
+    predict = _command(
+        commands,
+        "predict",
+        _predict,
+        "what a trained adapter, or the frozen backbone, says about images or clips on disk",
+        "aurora-ds predict --adapter runs/vqa --image photo.jpg --text 'what is on the table?'\n"
+        "texts ranked for a clip, by the frozen backbone:\n"
+        "  aurora-ds predict retrieval_msrvtt_9k backbone.checkpoint=model_base.pth data.video.frames=16 \\\n"
+        "    --video clip.mp4 --text 'a man cooks' --text 'a dog runs'",
+    )
+    arguments.add_predict(predict)
 
 
 def _train(chosen: argparse.Namespace, argv: list[str]) -> object:
@@ -290,6 +301,23 @@ def _evaluate(chosen: argparse.Namespace, argv: list[str]) -> object:
     from aurora_ds.evaluate import main as evaluate
 
     return evaluate(_after(argv, "evaluate"))
+
+
+def _predict(chosen: argparse.Namespace, argv: list[str]) -> object:
+    from aurora_ds.predict import run as predict
+
+    recipe, overrides = arguments.take_recipe(chosen)
+    predict(
+        recipe,
+        overrides,
+        chosen.adapter,
+        chosen.image,
+        chosen.video,
+        chosen.text,
+        chosen.output,
+        chosen.json,
+    )
+    return 0
 
 
 # export, verify ------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ COMMANDS = [
     ["shards", "verify"],
     ["train"],
     ["evaluate"],
+    ["predict"],
     ["export"],
     ["verify"],
     ["config", "show"],

@@ -65,7 +65,7 @@ def _clip(given: Any, config: RunConfig, name: str) -> np.ndarray:
     window, draws = clip_window(video), frame_draws(config)
     if isinstance(given, str | os.PathLike | bytes | bytearray | memoryview):
         return sample_frames(
-            _file(given) if isinstance(given, str | os.PathLike) else bytes(given),
+            existing_file(given) if isinstance(given, str | os.PathLike) else bytes(given),
             video.frames,
             video.eval_sampling,
             draws,
@@ -108,14 +108,15 @@ def _name(given: Any, name: str) -> str:
 def _content(given: Any) -> bytes:
     if not isinstance(given, str | os.PathLike):
         return bytes(given)
-    path = _file(given)
+    path = existing_file(given)
     try:
         return path.read_bytes()
     except OSError as error:
         raise AuroraError(f"{path} cannot be read: {error.strerror}.") from error
 
 
-def _file(given: str | os.PathLike) -> Path:
+def existing_file(given: str | os.PathLike) -> Path:
+    """A path that a caller named, if it is a file that can be read. Raises AuroraError."""
     if "://" in str(given):
         raise AuroraError(
             f"{given} is a URL. Fetch the file first and give its path, or its bytes in Python."
