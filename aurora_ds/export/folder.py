@@ -143,6 +143,8 @@ def _record(trained: Trained, assembled: Assembled, format: str) -> dict[str, An
         "method": assembled.config.train.method,
         "made_from": made_from,
         **facts,
+        # those that vqa ranks, so that prediction needs no other file
+        **({"answers": trained.saved["answers"]} if "answers" in trained.saved else {}),
     }
 
 

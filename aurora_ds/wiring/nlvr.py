@@ -66,6 +66,7 @@ class NlvrWiring(Wiring):
 
     kind = "statements"
     headline = "accuracy"
+    takes = ("pair",)
 
     def build(self, loaded: LoadedBackbone) -> nn.Module:
         """The task over a backbone."""
