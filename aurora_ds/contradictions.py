@@ -90,6 +90,11 @@ def _self_critical_rules(config: RunConfig) -> list[tuple[bool, str]]:
             f"caption.self_critical.samples ({options.samples}) must be at least 2",
         ),
         (
+            config.train.zero_stage < 3,
+            "caption.objective=self_critical does not work with train.zero_stage=3, where ranks that write captions of "
+            "unequal length would wait for each other: use 0, 1 or 2",
+        ),
+        (
             config.data.video.window != "moments",
             "caption.objective=self_critical rewards a caption by all captions of its medium, but "
             "data.video.window=moments gives each its own stretch: set it to [start, end] in seconds, or to null",

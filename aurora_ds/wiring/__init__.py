@@ -5,11 +5,17 @@ from __future__ import annotations
 
 from aurora_ds.config import RunConfig
 from aurora_ds.wiring.base import Wiring
+from aurora_ds.wiring.caption import CaptionWiring
 from aurora_ds.wiring.nlvr import NlvrWiring
 from aurora_ds.wiring.retrieval import RetrievalWiring
 from aurora_ds.wiring.vqa import VqaWiring
 
-WIRINGS: dict[str, type[Wiring]] = {"retrieval": RetrievalWiring, "vqa": VqaWiring, "nlvr": NlvrWiring}
+WIRINGS: dict[str, type[Wiring]] = {
+    "retrieval": RetrievalWiring,
+    "vqa": VqaWiring,
+    "caption": CaptionWiring,
+    "nlvr": NlvrWiring,
+}
 
 
 def of(config: RunConfig) -> Wiring:

@@ -16,7 +16,7 @@ from aurora_ds.tasks.metrics.json_source import Identifier, is_identifier, json_
 from aurora_ds.tasks.metrics.rouge import rouge_l
 
 _RESULTS = 'results are [{"image_id": 42, "caption": "a dog"}], one entry per image'
-_GROUND_TRUTH = (
+GROUND_TRUTH = (
     'ground truth is {"images": [{"id": 42}], "annotations": [{"image_id": 42, "caption": "a dog"}]}'
 )
 
@@ -74,6 +74,12 @@ def caption_scores(
     }
 
 
+def check_images(images: Sequence[Identifier], ground_truth: object, where: str) -> None:
+    """Raises what `caption_scores` would raise for captions of `images`, before any is written. `where`: how messages
+    name the ground truth."""
+    _same_images(dict.fromkeys(images), _references(ground_truth, where), "the evaluated split", where)
+
+
 def _captions(results: object) -> dict[Identifier, str]:
     """Image id -> its only caption."""
     where = origin(results, "the results")
@@ -95,26 +101,24 @@ def _captions(results: object) -> dict[Identifier, str]:
     return captions
 
 
-def _references(ground_truth: object) -> dict[Identifier, list[str]]:
+def _references(ground_truth: object, where: str | None = None) -> dict[Identifier, list[str]]:
     """Image id -> its captions, images in the order of the file's `images`, or of first appearance without those."""
-    where = origin(ground_truth, "the ground truth")
-    content = json_content(ground_truth, _GROUND_TRUTH)
+    where = where or origin(ground_truth, "the ground truth")
+    content = json_content(ground_truth, GROUND_TRUTH)
     annotations = content.get("annotations") if isinstance(content, Mapping) else None
     images = content.get("images", []) if isinstance(content, Mapping) else None
     if not isinstance(annotations, list) or not isinstance(images, list) or not annotations:
-        raise AuroraError(f"{where}: no list of annotations. Caption {_GROUND_TRUTH}.")
+        raise AuroraError(f"{where}: no list of annotations. Caption {GROUND_TRUTH}.")
     references: dict[Identifier, list[str]] = {}
     for number, image in enumerate(images):
         identifier = image.get("id") if isinstance(image, Mapping) else None
         if not is_identifier(identifier):
-            raise AuroraError(
-                f"{where}: image {number} has no id (integer or text). Caption {_GROUND_TRUTH}."
-            )
+            raise AuroraError(f"{where}: image {number} has no id (integer or text). Caption {GROUND_TRUTH}.")
         if identifier in references:
             raise AuroraError(f"{where}: image {identifier!r} is listed twice. Keep one entry per image.")
         references[identifier] = []
     for number, annotation in enumerate(annotations):
-        image, caption = _entry(annotation, f"{where}, annotation {number}", _GROUND_TRUTH)
+        image, caption = _entry(annotation, f"{where}, annotation {number}", GROUND_TRUTH)
         if images and image not in references:
             raise AuroraError(
                 f"{where}: annotation {number} is of image {image!r}, which is not under images."
