@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -92,6 +93,10 @@ class NlvrWiring(Wiring):
             return found | ({"swapped_ids": ids[count:], "swapped_mask": mask[count:]} if turned else {})
 
         return texts
+
+    def before_training(self, task: nn.Module, output: Path) -> None:
+        """What the evaluation at the end would stop at is an error now."""
+        self._statements(eval_records(self.config))
 
     def loss_arguments(self, step: int, micro: int, steps_per_epoch: int) -> dict[str, Any]:
         """`step` keys which pairs are exchanged."""
@@ -220,11 +225,8 @@ class NlvrWiring(Wiring):
         return ["images exchanged at random"] if record["swap"] == "released" else []
 
     def picture(self, tokenizer: Tokenizer, evaluation: Evaluation) -> tuple[str, np.ndarray] | None:
-        """Statements with both images, marked right or wrong; nothing without labels."""
-        judged = evaluation.details
-        if judged[0][0].label is None:
-            return None
-        return "statements", statement_gallery(self.config, judged)
+        """Statements with both images, and what was said of them."""
+        return "statements", statement_gallery(self.config, evaluation.details)
 
     def predict(
         self, forward: Forward, tokenizer: Tokenizer, media: Tensor, texts: list[str]
@@ -264,17 +266,15 @@ def statement_gallery(config: RunConfig, judged: list[tuple[Statement, Judgement
     reader, queries = ShardReader(open_manifest(config)), []
     for statement, one in (judged[place] for place in chosen):
         sample, data = reader.read(config.data.eval_split, statement.pair), config.data
-        said = f"{statement.sentence} [{one.says}]"
-        probability = one.probability if one.says else 1 - one.probability
-        answers = [
-            Answer(
-                np.asarray(open_image(part.content, data.max_pixels, sample.key, data.image_decoder)),
-                one.says == statement.label,
-                probability,
-            )
+        right = None if statement.label is None else one.says == statement.label
+        said = f"{one.says}" + {None: "", True: ", right", False: ", wrong"}[right]
+        score = one.probability if one.says else 1 - one.probability
+        images = [
+            np.asarray(open_image(part.content, data.max_pixels, sample.key, data.image_decoder))
             for part in sample.parts
         ]
-        queries.append(Query(said, answers))
+        answers = [Answer(image, right, score, label=said) for image in images]
+        queries.append(Query(statement.sentence, answers))
     reader.close()
     return gallery(queries, 2)
 

@@ -220,7 +220,7 @@ def test_a_split_without_labels_gives_predictions_alone(made: Path, monkeypatch:
     changed(monkeypatch, without("label"))
     found = evaluated(built)
     assert found.metrics == {} and found.files == wanted
-    assert built.wiring.picture(built.tokenizer, found) is None
+    assert built.wiring.picture(built.tokenizer, found)[0] == "statements"
 
 
 def test_without_official_identifiers_there_is_no_consistency(
@@ -273,6 +273,10 @@ def test_the_picture_shows_both_images_of_statements(made: Path) -> None:
     name, picture = built.wiring.picture(built.tokenizer, evaluated(built))
     assert name == "statements" and picture.dtype == "uint8" and picture.shape[0] == 3
     assert picture.shape[1] > 3 * 144
+    unlike = built.wiring.picture(
+        built.tokenizer, evaluated(assembled(made, "nlvr.swap=released", "seed=3"))
+    )[1]
+    assert picture.shape == unlike.shape and (picture != unlike).any(), "probabilities are in it"
 
 
 def test_predictions_say_label_and_probabilities(made: Path) -> None:
