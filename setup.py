@@ -46,8 +46,10 @@ setup(
     package_data={
         "aurora_ds": [
             "recipes/*.yaml",
+            "kernels/choices.json",
             "backbones/vocab/*",
             "quickstart/assets/*",
+            "quickstart/assets/language/*",
         ]
     },
     # Why each one is here: CONTRIBUTING.md, "Dependencies".

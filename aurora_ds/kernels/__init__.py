@@ -1,5 +1,6 @@
-"""The fused operations of the method and their PyTorch twins. Imports torch (and later triton) only."""
+"""The fused operations of the method: PyTorch twins, and Triton kernels in `gpu/`. Imports torch and triton only."""
 
+from aurora_ds.kernels.philox import draw_seed, dropout_mask
 from aurora_ds.kernels.prompted_linear import prompted_linear
 
-__all__ = ["prompted_linear"]
+__all__ = ["draw_seed", "dropout_mask", "prompted_linear"]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aurora_ds.kernels import prompted_linear
+from aurora_ds.kernels import draw_seed, prompted_linear
 
 if TYPE_CHECKING:
     from aurora_ds.prompts.attach import Prompts
@@ -45,13 +45,22 @@ class PromptedLinear(nn.Module):
             return F.linear(x, self.weight, self.bias)
         site, config = prompts.sites[self.index], prompts.config
         down, mix = values.down[site.width_in], values.mix[self.index]
-        if not (self.training and config.dropout):
-            return prompted_linear(x, self.weight, self.bias, down, mix, None, site.inputs, config.scale)
-        if config.dropout_position == "shared":
-            mask = F.dropout(x.new_ones(*x.shape[:-1], site.inputs * config.rank), config.dropout)
-            return prompted_linear(x, self.weight, self.bias, down, mix, mask, site.inputs, config.scale)
-        return F.linear(x, self.weight, self.bias) + config.scale * self._released_dropout(
-            x, values, site, config.dropout
+        dropout, seed = 0.0, None
+        if self.training and config.dropout:
+            if config.dropout_position == "released":
+                update = self._released_dropout(x, values, site, config.dropout)
+                return F.linear(x, self.weight, self.bias) + config.scale * update
+            dropout, seed = config.dropout, draw_seed()
+        return prompted_linear(
+            x,
+            self.weight,
+            self.bias,
+            down,
+            mix,
+            inputs=site.inputs,
+            scale=config.scale,
+            dropout=dropout,
+            seed=seed,
         )
 
     def _released_dropout(self, x: Tensor, values, site, dropout: float) -> Tensor:

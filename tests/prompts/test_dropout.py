@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from aurora_ds.backbones.site import Site
 from aurora_ds.config import PromptConfig
+from aurora_ds.kernels import draw_seed, dropout_mask
 from aurora_ds.prompts import attach
 
 WIDTH, RANK, ROWS, RATE = 6, 4, 5, 0.4
@@ -50,18 +51,31 @@ def masks(monkeypatch) -> list[torch.Tensor]:
     return drawn
 
 
+@pytest.fixture
+def seeds(monkeypatch) -> list[torch.Tensor]:
+    """Every seed that a fused projection drew."""
+    drawn: list[torch.Tensor] = []
+
+    def draw():
+        drawn.append(draw_seed())
+        return drawn[-1]
+
+    monkeypatch.setattr("aurora_ds.prompts.prompted_linear.draw_seed", draw)
+    return drawn
+
+
 def frozen(linear, x):
     return F.linear(x, linear.weight, linear.bias)
 
 
 @pytest.mark.parametrize("site", SITES)
-def test_shared_is_one_mask_after_u(site, masks):
+def test_shared_is_one_mask_after_u(site, seeds):
     linear, prompts, x = prompted(site, "shared")
     spec = SITES[site]
     with torch.no_grad():
         got = linear(x)
-        (mask,) = masks
-        assert mask.shape == (ROWS, spec.inputs * RANK)
+        (seed,) = seeds
+        mask = dropout_mask(seed, ROWS * spec.inputs, RANK, RATE, x).view(ROWS, -1)
         z = torch.cat([part @ prompts.values.down[WIDTH].t() for part in x.chunk(spec.inputs, 1)], dim=1)
         expected = frozen(linear, x) + 0.7 * (z * mask) @ prompts.values.mix[0].t()
     torch.testing.assert_close(got, expected)

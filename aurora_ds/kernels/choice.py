@@ -1,0 +1,131 @@
+"""Which path an op takes: Triton kernels, or PyTorch with the vendor's library.
+
+`auto` reads choices.json, which scripts/bench/prompted_linear.py --write-choices makes from measurements on a device
+family. A shape or family that was not measured takes the torch path: nothing is ever timed during training, and the
+number of rows is no part of the key, so that all ranks choose alike.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Setting = Literal["auto", "triton", "torch"]
+TABLE = Path(__file__).with_name("choices.json")
+_TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_setting: Setting = "auto"
+_family: str | None = None  # set by agree()
+
+
+def use(setting: Setting) -> None:
+    """Choose for this process, from here on. Triton where it cannot run is refused by `obstacle`, not here."""
+    global _setting
+    if setting not in ("auto", "triton", "torch"):
+        raise ValueError(f"kernels must be auto, triton or torch, not {setting!r}")
+    _setting = setting
+
+
+def setting() -> Setting:
+    """What `use` was told last; `auto` before."""
+    return _setting
+
+
+@functools.cache
+def _triton_present() -> bool:
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def interpreted() -> bool:
+    """Whether Triton kernels run in its interpreter, on the CPU."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on")
+
+
+def triton_runs_on(device_type: str) -> bool:
+    return (device_type == "cuda" or interpreted()) and _triton_present()
+
+
+def obstacle() -> str | None:
+    """Why the Triton path cannot run in this process; None when it can."""
+    if not _triton_present():
+        return "Triton is not installed"
+    if not torch.cuda.is_available() and not interpreted():
+        return "there is no GPU (TRITON_INTERPRET=1 runs the kernels on the CPU, for tests, very slowly)"
+    return None
+
+
+def family(index: int | None = None) -> str:
+    """The device family that measurements hold for: `sm_90`, `gfx942`; `cpu` without a GPU."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    if torch.version.hip:
+        return torch.cuda.get_device_properties(index or 0).gcnArchName.partition(":")[0]
+    major, minor = torch.cuda.get_device_capability(index or 0)
+    return f"sm_{major}{minor}"
+
+
+def key(dtype: torch.dtype, d_out: int, d_in: int, rank: int, inputs: int) -> str:
+    """A row of the table: `bfloat16 2304x768 r64 i1`."""
+    return f"{str(dtype).removeprefix('torch.')} {d_out}x{d_in} r{rank} i{inputs}"
+
+
+@functools.cache
+def _measured(family_name: str) -> dict[str, Literal["triton", "torch"]]:
+    """The rows of a device family."""
+    return json.loads(TABLE.read_text(encoding="utf-8"))["families"].get(family_name, {})
+
+
+def agree() -> None:
+    """Fix the table for this run: that of the family all ranks have. Ranks on unlike devices share `mixed`, for which
+    nothing is measured. Every rank calls this, once the process group is up."""
+    global _family
+    _family = family()
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        every: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(every, (_family, _triton_present()))
+        _family = _family if len(set(every)) == 1 else "mixed"
+
+
+# Constant while a graph is traced: torch.compile must not look into files and environment variables.
+@torch.compiler.assume_constant_result
+def _path(
+    device_type: str, dtype: torch.dtype, d_out: int, d_in: int, rank: int, inputs: int
+) -> Literal["triton", "torch"]:
+    if _setting == "torch" or dtype not in _TRITON_DTYPES or not triton_runs_on(device_type):
+        return "torch"
+    if _setting == "triton":
+        return "triton"
+    return _measured(_family or family()).get(key(dtype, d_out, d_in, rank, inputs), "torch")
+
+
+def path_for(x: Tensor, weight: Tensor, down: Tensor, inputs: int) -> Literal["triton", "torch"]:
+    """The path of one call: by setting, device, dtypes and shape; never by the number of rows."""
+    if not x.dtype == weight.dtype == down.dtype:
+        return "torch"
+    return _path(x.device.type, x.dtype, weight.shape[0], weight.shape[1], down.shape[0], inputs)
+
+
+def describe() -> str:
+    """One line for the log: which path runs, and why."""
+    if _setting == "torch":
+        return "kernels: torch, as set"
+    reason = obstacle()
+    if reason is not None:
+        return f"kernels: torch, because {reason}"
+    if _setting == "triton":
+        return "kernels: triton, as set"
+    rows = _measured(_family or family())
+    if not rows:
+        return f"kernels: torch, because nothing was measured on {_family or family()} yet"
+    fused = sum(path == "triton" for path in rows.values())
+    return f"kernels: measured on {_family or family()}: triton for {fused} of {len(rows)} shapes, torch for others"
