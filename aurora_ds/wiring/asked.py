@@ -131,7 +131,7 @@ def submission(asked: Sequence[Asked], answers: Sequence[str]) -> list[dict[str,
 
 @dataclass(frozen=True)
 class Judgement:
-    """`metrics`: accuracies in percent, over all and of each type. `credit`: of each question, 0 to 1; None without right
+    """`metrics`: accuracies in percent, of all and by type. `credit`: of each question, 0 to 1; None without right
     answers."""
 
     metrics: dict[str, float]

@@ -69,6 +69,7 @@ class VqaWiring(Wiring):
         self.options, self.ranks = config.vqa, config.vqa.inference == "rank"
         self._found: AnswerList | None = None
         self._adopted: AnswerList | None = None
+        self._tokens: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def build(self, loaded: LoadedBackbone) -> nn.Module:
         """The task over a backbone."""
@@ -197,10 +198,11 @@ class VqaWiring(Wiring):
         return self._found
 
     def _encoded(self, tokenizer: Tokenizer, device: torch.device) -> tuple[Tensor, Tensor]:
-        ids, mask = encode_answers(
-            self._answers().answers, self.config.backbone.text.max_positions, tokenizer
-        )
-        return ids.to(device), mask.to(device)
+        if device not in self._tokens:
+            positions = self.config.backbone.text.max_positions
+            ids, mask = encode_answers(self._answers().answers, positions, tokenizer)
+            self._tokens[device] = ids.to(device), mask.to(device)
+        return self._tokens[device]
 
     def _facts(self, media: int, asked: list[Asked]) -> dict[str, Any]:
         config, options = self.config, self.options
