@@ -18,10 +18,11 @@ from aurora_ds.backbones.transformers_format import config_for
 from aurora_ds.config import RunConfig
 from aurora_ds.errors import AuroraError
 from aurora_ds.export import probe, transformers_folder
-from aurora_ds.export.attached import Trained, merge, read_trained
+from aurora_ds.export.attached import build, config_of, merge, provenance, read_trained
 from aurora_ds.export.transformers_card import known_differences
 from aurora_ds.recipe import to_yaml
 from aurora_ds.runtime.run_folder import replace_folder
+from aurora_ds.trained import Trained
 
 FORMATS = ("merged", "transformers")
 
@@ -41,7 +42,8 @@ def run(
     """Write the merged model of `adapter` into the new or empty folder `output`; returns what record.json says.
 
     Args:
-        adapter: a run's folder, a checkpoint or an adapter; a fully fine-tuned run too, which has nothing to merge.
+        adapter: a run's folder, a checkpoint or an adapter; a fully fine-tuned or an exported model too, which has
+            nothing to merge.
         format: merged or transformers.
         backbone: the frozen backbone's file, when it is no longer where the adapter's configuration says.
     Raises: AuroraError when the adapter cannot be expressed as weights or the format cannot hold the model, when the
@@ -54,16 +56,17 @@ def run(
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise AuroraError(f"The output {output} exists and is not an empty folder. Give another --output.")
     trained = read_trained(adapter)
+    config = config_of(trained, backbone)
     if format == "transformers":
-        config_for(trained.config.backbone)  # before the weights are read
-    assembled = trained.build(backbone)
+        config_for(config.backbone)  # before the weights are read
+    assembled = build(trained, config, backbone)
     if assembled.tokenizer.unusable:
         raise AuroraError(assembled.tokenizer.unusable)
     with torch.no_grad():
         wanted = _wanted(assembled)
         merge(assembled)
     checkpoint = output / FULL_FILE if format == "merged" else output
-    recipe = _recipe(trained, assembled, checkpoint)
+    recipe = _recipe(config, trained, assembled, checkpoint)
 
     def fill(folder: Path) -> None:
         copy_vocabulary(folder, assembled)
@@ -71,7 +74,8 @@ def run(
             save_file(plain(assembled), folder / FULL_FILE)
         else:
             transformers_folder.write(folder, plain(assembled), assembled, output, recipe.description)
-        record = _record(trained, assembled, format) | _compared(folder, format, assembled, wanted)
+        record = {"format": f"aurora_ds.{format}", "version": 1, **provenance(trained, assembled)}
+        record |= _compared(folder, format, assembled, wanted)
         (folder / RECORD_FILE).write_text(json.dumps(record, indent=1), encoding="utf-8")
         (folder / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
 
@@ -126,35 +130,13 @@ def _compared(folder: Path, format: str, assembled: Assembled, wanted: Wanted) -
     }
 
 
-def _record(trained: Trained, assembled: Assembled, format: str) -> dict[str, Any]:
-    made_from = {"backbone": assembled.backbone, "prompts": trained.saved.get("prompts")}
-    if trained.full:
-        made_from["backbone"] = {key: trained.saved["backbone"][key] for key in ("name", "sha256")}
-    facts = {}
-    if assembled.config.task == "retrieval":
-        facts = {
-            "temperature": assembled.task.temperature_value(),
-            "frame_weights": assembled.config.retrieval.frame_weights,
-        }
-    return {
-        "format": f"aurora_ds.{format}",
-        "version": 1,
-        "task": assembled.config.task,
-        "method": assembled.config.train.method,
-        "made_from": made_from,
-        **facts,
-        # those that vqa ranks, so that prediction needs no other file
-        **({"answers": trained.saved["answers"]} if "answers" in trained.saved else {}),
-    }
-
-
-def _recipe(trained: Trained, assembled: Assembled, checkpoint: Path) -> RunConfig:
-    """What evaluates the exported file as the adapter would be: its task's settings and the way clips are read."""
-    recipe = trained.config.model_copy(deep=True)
-    name = trained.saved["backbone"]["name"]
-    recipe.description = (
-        f"{name}, fully fine-tuned" if trained.full else f"{name} with an adapter merged into it"
-    )
+def _recipe(config: RunConfig, trained: Trained, assembled: Assembled, checkpoint: Path) -> RunConfig:
+    """What evaluates the exported file as `config` does the trained one: its task's settings, how clips are read."""
+    recipe = config.model_copy(deep=True)
+    if trained.adapter is not None:
+        recipe.description = f"{assembled.backbone['name']} with an adapter merged into it"
+    elif not recipe.description:
+        recipe.description = f"{trained.saved['backbone']['name']}, fully fine-tuned"
     recipe.backbone.checkpoint, recipe.backbone.tokenizer = str(checkpoint), None
     recipe.retrieval.temperature = None  # in the file
     recipe.train.method = "aurora"

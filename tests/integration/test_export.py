@@ -32,10 +32,11 @@ def merged(mergeable: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def attached_outputs(adapter: Path) -> dict[str, torch.Tensor]:
-    from aurora_ds.export.attached import read_trained
+    from aurora_ds.export.attached import build, config_of, read_trained
     from aurora_ds.export.probe import outputs
 
-    assembled = read_trained(adapter).build(None)
+    trained = read_trained(adapter)
+    assembled = build(trained, config_of(trained, None), None)
     return outputs(assembled.task.model, assembled.task.context.evaluation_term())
 
 
@@ -105,6 +106,51 @@ def test_transformers_loads_the_directory_and_gives_the_same_numbers(mergeable: 
     torch.testing.assert_close(logits.itm_score, wanted["matching logits"], atol=1e-5, rtol=1e-5)
     for name, value in reloaded_outputs(output).items():
         torch.testing.assert_close(value, wanted[name], atol=1e-5, rtol=1e-5, msg=name)
+
+
+def test_the_code_of_the_readme_gives_similarity_and_match(
+    mergeable: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    import re
+
+    import numpy as np
+    from PIL import Image
+
+    import aurora_ds
+
+    export(mergeable, "transformers", tmp_path / "hub")
+    page = (tmp_path / "hub" / "README.md").read_text()
+    code = re.search(r"```python\n(.*?)```", page, re.S)[1].replace(
+        "two dogs on a beach", "a red ball on the grass"
+    )
+    pixels = np.random.default_rng(0).integers(
+        0, 256, (32, 32, 3), dtype=np.uint8
+    )  # of the size it is resized to
+    Image.fromarray(pixels).save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    names: dict = {}
+    exec(code, names)
+    said = aurora_ds.load(mergeable).predict(image="photo.jpg", text=["a red ball on the grass"])["texts"][0]
+    assert names["similarity"].item() == pytest.approx(said["similarity"], abs=1e-5)
+    assert names["match"].item() == pytest.approx(said["match"], abs=1e-5)
+
+
+def test_a_fully_fine_tuned_run_keeps_its_temperature(train, tmp_path: Path) -> None:
+    train(
+        tmp_path / "run",
+        "train.method=full",
+        "train.max_steps=2",
+        "retrieval.momentum_model=twin",
+        "retrieval.temperature=0.03",
+    )
+    record = export(tmp_path / "run", "merged", tmp_path / "out")
+    found, wanted = (
+        load_file(folder / "backbone.safetensors")
+        for folder in (tmp_path / "out", tmp_path / "run" / "adapter")
+    )
+    assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in found)
+    assert record["temperature"] == pytest.approx(0.03) and float(found["temp"]) == pytest.approx(0.03)
 
 
 def test_query_transformation_is_refused_with_what_to_set(

@@ -15,9 +15,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny_runs import draw, pair_shards, recipe
 
+from aurora_ds.assemble import Assembled
 from aurora_ds.cli import main
 from aurora_ds.errors import AuroraError
 from aurora_ds.export import run as export
+from aurora_ds.export.attached import build, config_of, read_trained
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
@@ -86,6 +88,12 @@ def exported(trained, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str
     return exported
 
 
+def assembled(run: Path) -> Assembled:
+    """The attached model of a run."""
+    found = read_trained(run)
+    return build(found, config_of(found, None), None)
+
+
 def judged(folder: Path, run: Path, output: Path) -> dict:
     """results.json of the exported folder's own recipe, on the shards of the run that it was made from."""
     shards = re.search(r"shards: (\S+)", (run / "config.yaml").read_text())[1]
@@ -132,12 +140,11 @@ def test_the_code_of_the_readme_writes_what_the_attached_model_writes(
 ) -> None:
     """The photo has the model's own size: what Pillow and torchvision make of others differs by a level of grey."""
     from aurora_ds.data.image import test_transform
-    from aurora_ds.export.attached import read_trained
 
     rows, columns = np.mgrid[:16, :16]
     photo = Image.fromarray(np.stack([rows * 16, columns * 16, rows * columns], 2).astype(np.uint8))
     photo.save(tmp_path / "photo.jpg", quality=100)
-    built = read_trained(trained(head)).build(None)
+    built = assembled(trained(head))
     with Image.open(tmp_path / "photo.jpg") as picture:
         image = test_transform(picture.convert("RGB"), 16)[None]
     batch = {"image": image}
@@ -173,10 +180,9 @@ def test_the_processor_makes_our_ids_and_pixels(load, exported, trained) -> None
     import transformers
 
     from aurora_ds.data.image import test_transform
-    from aurora_ds.export.attached import read_trained
 
     processor = getattr(transformers, load).from_pretrained(exported("vqa", "transformers"))
-    tokenizer = read_trained(trained("vqa")).build(None).tokenizer
+    tokenizer = assembled(trained("vqa")).tokenizer
     texts = ["what is this", "a Boat, unknownword and the RED dog's two", ""]
     ids, mask = tokenizer.encode(texts, 40)
     ids[:, 0] = tokenizer.enc_id
@@ -231,3 +237,13 @@ def test_a_fully_fine_tuned_run_is_exported_as_it_is(trained, tmp_path) -> None:
     assert record["method"] == "full" and record["made_from"]["prompts"] is None
     wanted = json.loads((run / "results.json").read_text())["metrics"]
     assert judged(tmp_path / "out", run, tmp_path / "judged")["metrics"] == pytest.approx(wanted)
+
+
+def test_an_exported_model_is_exported_in_another_format(trained, exported, tmp_path) -> None:
+    record = export(exported("caption", "merged"), "transformers", tmp_path / "out")
+    before = json.loads((exported("caption", "merged") / "record.json").read_text())
+    assert record["made_from"] == before["made_from"] and record["format"] == "aurora_ds.transformers"
+    wanted = json.loads((trained("caption") / "results.json").read_text())["metrics"]
+    assert judged(tmp_path / "out", trained("caption"), tmp_path / "judged")["metrics"] == pytest.approx(
+        wanted
+    )
