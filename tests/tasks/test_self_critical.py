@@ -3,8 +3,6 @@ rises."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from plain_generation import next_logits
