@@ -74,6 +74,8 @@ def load(
     where = _device(device)
     with torch.random.fork_rng(devices=[]):  # assembling seeds torch, which is the caller's
         assembled = judged_task(_for_prediction(config), trained and trained.adapter, where)
+        if trained is not None and trained.weights is not None:
+            assembled.wiring.adopt(assembled.task, trained.saved)
     return Predictor(assembled, trained, where)
 
 
@@ -150,10 +152,10 @@ class Predictor:
         self, media: int, text: str | Sequence[str] | None, single: bool
     ) -> tuple[list[int], list[str], bool]:
         """(medium of each answer, texts, whether the answer is one dict)."""
-        several = text is not None and not isinstance(text, str)
-        texts = list(text) if several else [] if text is None else [text]
+        several = isinstance(text, list | tuple)
+        texts = [*text] if several else [] if text is None else [text]
         if wrong := [type(each).__name__ for each in texts if not isinstance(each, str)]:
-            raise AuroraError(f'A text is a {wrong[0]}; texts are strings: text="…", or text=["…", "…"].')
+            raise AuroraError(f'A text is of type {wrong[0]}. Give strings: text="…", or text=["…", "…"].')
         task, wants = self.config.task, self.wiring.texts
         if wants == "none" and texts:
             raise AuroraError(f"The task {task} takes no text: it writes one.")
@@ -295,13 +297,13 @@ def _about_files(
     keyword = "images" if kind == "pair" else kind
     if predictor.wiring.texts == "each" and len(texts) > 1:
         for medium in media:
-            for text, said in zip(texts, predictor.predict(**{keyword: medium}, text=texts), strict=True):
-                yield {keyword: medium, "text": text, **said}
+            yield from (
+                {keyword: medium, **said} for said in predictor.predict(**{keyword: medium}, text=texts)
+            )
         return
-    each = predictor.wiring.texts == "each" and texts
-    found = predictor.predict(**{keyword: media}, text=texts[0] if each else texts or None)
-    for medium, said in zip(media, found, strict=True):
-        yield {keyword: medium, **({"text": texts[0]} if each else {}), **said}
+    one = predictor.wiring.texts == "each" and texts
+    found = predictor.predict(**{keyword: media}, text=texts[0] if one else texts or None)
+    yield from ({keyword: medium, **said} for medium, said in zip(media, found, strict=True))
 
 
 def _table(record: dict[str, Any], caption: str) -> Table:
@@ -329,6 +331,8 @@ def _cell(value: Any) -> Text:
     """As it stands: a string would be read for markup in brackets."""
     if isinstance(value, float):
         return Text(f"{value:.3f}")
+    if isinstance(value, dict):
+        return Text(", ".join(f"{key} {_cell(each)}" for key, each in value.items()))
     return Text("\n".join(map(str, value)) if isinstance(value, list) else str(value))
 
 
