@@ -55,8 +55,8 @@ def _image(given: Any, config: RunConfig, name: str) -> Image.Image:
     if isinstance(given, np.ndarray):
         return Image.fromarray(_checked(given, 3, "an image is uint8 (H, W, 3)", name))
     raise AuroraError(
-        f"{name} is of type {type(given).__name__}. An image is a path, the bytes of a JPEG, PNG, WebP, GIF or BMP file, "
-        "a Pillow image, or a NumPy array uint8 (H, W, 3) in RGB."
+        f"{name} is of type {type(given).__name__}. An image is a path, the bytes of a JPEG, PNG, WebP, GIF or BMP "
+        "file, a Pillow image, or a NumPy array uint8 (H, W, 3) in RGB."
     )
 
 
