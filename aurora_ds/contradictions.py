@@ -66,6 +66,10 @@ def _run_rules(config: RunConfig) -> list[tuple[bool, str]]:
             not unknown_heads,
             f"prompts.train_heads names {', '.join(unknown_heads)}, but the heads are {', '.join(heads) or 'none'}",
         ),
+        (
+            train.method != "heads" or bool(heads),
+            f"train.method=heads trains the heads alone, and the model of {config.task} has none: set aurora or full",
+        ),
         *_length_rules(config),
         *_self_critical_rules(config),
         (

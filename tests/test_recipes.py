@@ -91,3 +91,28 @@ def test_published_settings_of_image_pairs():
     assert (config.nlvr.max_words, config.nlvr.swap) == (40, "train")
     assert with_preset(config).prompts.train_heads == ["cls_head_0", "cls_head_2"]
     assert (data.shards, data.eval_split) == ("shards/nlvr2", "dev")
+
+
+QUESTIONS = {  # lr, epochs, batch, image size, label smoothing
+    "vqa": (2e-5, 5, 8 * 16, 384, 0.0),
+    "vqa_vg": (2e-5, 10, 16 * 16, 480, 0.1),
+    "msrvtt_qa": (2e-5, 5, 8 * 12, 224, 0.0),
+    "msvd_qa": (2e-5, 5, 8 * 12, 224, 0.0),
+}
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_published_settings_of_questions(name: str):
+    config = load_config(name)
+    train, vqa, vision = config.train, config.vqa, config.backbone.vision
+    found = (train.lr, train.epochs, train.global_batch_size, vision.image_size, vqa.label_smoothing)
+    assert found == QUESTIONS[name]
+    assert (train.schedule, train.weight_decay, config.prompts.rank) == ("cosine_epoch", 0.05, 32)
+    assert (vision.drop_path, vqa.max_words, vqa.max_tokens, vqa.k_test) == (0.1, 50, 35, 128)
+    clips = name.endswith("_qa")
+    assert (vqa.inference, vqa.accuracy) == (("generate", "exact") if clips else ("rank", "vqa"))
+    assert (vqa.answer_weight, vqa.question_text) == ((0.05, "as_is") if clips else (None, "cleaned"))
+    assert (vqa.generation.max_length, vqa.generation.min_length, vqa.visual_genome_weight) == (10, 1, 0.2)
+    assert with_preset(config).vqa.loss_per == "question"
+    splits = [(entry.shards, entry.split) for entry in config.data.mix]
+    assert splits[:2] == ([] if clips else [("shards/vqav2", "train"), ("shards/vqav2", "val")])

@@ -210,7 +210,7 @@ class VqaWiring(Wiring):
         return {
             "clips" if clips else "images": media,
             "questions": len(asked),
-            "accuracy": options.accuracy if asked[0].references else None,
+            "judged_by": options.accuracy if asked[0].references else None,
             "inference": options.inference,
             **(
                 {
@@ -233,7 +233,7 @@ class VqaWiring(Wiring):
     def title(self, record: dict[str, Any]) -> str:
         """Media, questions, and what accuracy is meant."""
         media = "images" if "images" in record else "clips"
-        how = {"vqa": ", VQA accuracy", "exact": ", exact match", None: ""}[record["accuracy"]]
+        how = {"vqa": ", VQA accuracy", "exact": ", exact match", None: ""}[record["judged_by"]]
         return f"{record['split']}: {record[media]} {media}, {record['questions']} questions{how}"
 
     def table_rows(self, name: str, metrics: dict[str, float]) -> list[tuple[str, dict[str, float]]]:

@@ -23,7 +23,8 @@ from question_runs import (
 
 from aurora_ds import evaluate, train
 from aurora_ds.assemble import Assembled, build_task, load_trained
-from aurora_ds.config import RunConfig
+from aurora_ds.config import MixEntry, RunConfig
+from aurora_ds.contradictions import contradictions
 from aurora_ds.data.loader import annotated_loader, eval_image_loader
 from aurora_ds.data.questions import answer_list, encode_answers, encode_questions, question_texts
 from aurora_ds.errors import AuroraError
@@ -94,6 +95,21 @@ def test_weights_of_answers_as_published(tiny):
     for set_to, expected in ((None, [2 / 3, 1 / 3, 0.2]), (0.05, [0.05, 0.05, 0.2])):
         weights = batch_of(run_config(tiny, None, {"answer_weight": set_to}), asked)["answer_weights"]
         assert weights.tolist() == pytest.approx(expected)
+
+
+def test_answers_of_visual_genome_in_a_mixture_weigh_as_published(tiny, tmp_path):
+    image_shards(tmp_path / "vqa", train=2)
+    genome = [image_sample(n, dataset="vg", questions=[question(n, "what is it", ["dog"])]) for n in (90, 91)]
+    write_shards(tmp_path / "genome", {"train": [genome]})
+    config = run_config(tiny, tmp_path / "vqa")
+    config.data.mix = [MixEntry(shards=str(tmp_path / name)) for name in ("vqa", "genome")]
+    config.train.global_batch_size = 5  # all there are
+    texts = question_texts(config, build_task(config).tokenizer)
+    (batch,) = annotated_loader(config, "questions", texts, 1, 0, 0)
+    weights: dict[str, list[float]] = {"vqa": [], "genome": []}
+    for row, weight in zip(batch["answer_question"].tolist(), batch["answer_weights"].tolist(), strict=True):
+        weights[batch["keys"][row].split("/")[0]].append(round(weight, 3))
+    assert weights["genome"] == [0.2, 0.2] and sum(weights["vqa"]) == pytest.approx(3)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +264,7 @@ def test_a_split_without_answers_gives_the_file_alone(tiny, images):
     config = run_config(tiny, images)
     config.data.eval_split = "bare"
     assembled, evaluation = judged(config)
-    assert evaluation.metrics == {} and evaluation.facts["accuracy"] is None
+    assert evaluation.metrics == {} and evaluation.facts["judged_by"] is None
     assert [entry["question_id"] for entry in evaluation.files["vqa_result.json"]] == [70, 71, 72]
     name, shown = assembled.wiring.picture(assembled.tokenizer, evaluation)
     assert name == "answers" and shown.dtype == "uint8" and shown.shape[0] == 3
@@ -383,6 +399,24 @@ def test_a_run_leaves_results_the_file_and_an_adapter_that_predicts_without_shar
         assert each["answer"] == each["answers"][0]["answer"] and each["score"] <= 1
         shares = [other["probability"] for other in each["answers"]]
         assert shares == sorted(shares, reverse=True) and len(shares) == 5 and sum(shares) == pytest.approx(1)
+
+
+def test_full_fine_tuning_leaves_a_backbone(tiny, images, tmp_path):
+    config = run_config(tiny, images)
+    config.train.method, config.train.lr = "full", 1e-4
+    record = train.run(config, tmp_path / "run")
+    config = run_config(tiny | {"checkpoint": str(tmp_path / "run/adapter/backbone.safetensors")}, images)
+    again = evaluate.run(config, None, tmp_path / "again")
+    assert again["metrics"] == record["metrics"]
+    files = [(tmp_path / place / "vqa_result.json").read_text() for place in ("run", "again")]
+    assert files[0] == files[1]
+
+
+def test_there_are_no_heads_to_train_alone(tiny):
+    config = run_config(tiny, None)
+    assert contradictions(config) == []
+    config.train.method = "heads"
+    assert "the model of vqa has none" in " ".join(contradictions(config))
 
 
 def test_zero_shot_of_a_split_without_answers_writes_no_metrics(tiny, images, tmp_path, capsys):
