@@ -106,15 +106,39 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 
 def _image(pixels: np.ndarray) -> Image.Image:
-    """uint8 (H, W, 3) -> RGB; unlike Image.fromarray, memory that is written in full is not cleared before."""
-    image = Image.new("RGB", (pixels.shape[1], pixels.shape[0]), None)
-    image.frombytes(pixels)
+    """uint8 (H, W, 4), the fourth without meaning -> RGB image: over that very memory where Pillow lets it."""
+    size = (pixels.shape[1], pixels.shape[0])
+    return _map_rgb(pixels, size) if _maps_rgb() else _copy_rgb(pixels, size)
+
+
+def _copy_rgb(pixels: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    # None: memory that is written in full need not be cleared before.
+    image = Image.new("RGB", size, None)
+    image.frombytes(pixels, "raw", "RGBX")
+    return image
+
+
+def _map_rgb(pixels: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    # What Image.frombuffer does, which calls such memory RGBX and then resizes a fourth band too.
+    image = Image.Image()._new(Image.core.map_buffer(pixels, size, "raw", 0, ("RGB", 0, 1)))
+    image.readonly = 1
     return image
 
 
 @cache
+def _maps_rgb() -> bool:
+    """Whether this Pillow keeps RGB as mapped here: none of it is promised."""
+    pixels = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    try:
+        mapped = _map_rgb(pixels, (3, 2))
+        return mapped.mode == "RGB" and mapped.tobytes() == pixels[..., :3].tobytes()
+    except (AttributeError, TypeError, ValueError):
+        return False
+
+
+@cache
 def _jpeg_decoder(decoder: Decoder) -> Callable[[bytes, Image.Image], np.ndarray | None] | None:
-    """A function (content, its opened image) -> uint8 (H, W, 3), or None for what Pillow must decode; None: no such
+    """A function (content, its opened image) -> uint8 (H, W, 4), or None for what Pillow must decode; None: no such
     function is wanted or installed."""
     if decoder == "pillow":
         return None
@@ -136,7 +160,7 @@ def _jpeg_decoder(decoder: Decoder) -> Callable[[bytes, Image.Image], np.ndarray
             # Memory is taken for the size that this header says, so it must be the one that was allowed.
             if (width, height) != image.size or space not in ("YCbCr", "Gray"):
                 return None
-            return simplejpeg.decode_jpeg(content, colorspace="RGB")
+            return simplejpeg.decode_jpeg(content, colorspace="RGBX")
         except ValueError:  # damage: Pillow repairs it or names it
             return None
 

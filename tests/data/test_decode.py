@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import io
 import random
 import warnings
@@ -170,6 +171,40 @@ def test_simplejpeg_does_the_work_where_it_is_installed(monkeypatch: pytest.Monk
     monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("Pillow decoded"))
     open_image(PHOTO.read_bytes(), LIMIT, "photo")
     assert calls == [1]
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_simplejpegs_pixels_become_an_image_like_any_other(
+    mapped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With or without a copy: what transforms and people do to it gives what Pillow's own image gives."""
+    pytest.importorskip("simplejpeg")
+    if not mapped:
+        monkeypatch.setattr(Image.core, "map_buffer", None)
+    monkeypatch.setattr(decode, "_maps_rgb", decode._maps_rgb.__wrapped__)
+    assert decode._maps_rgb() == mapped
+    content = PHOTO.read_bytes()
+    ours, theirs = (open_image(content, LIMIT, "photo", each) for each in ("simplejpeg", "pillow"))
+    for change in (
+        lambda image: image.resize((33, 21), Image.Resampling.BICUBIC),
+        lambda image: image.crop((5, 7, 90, 60)),
+        lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+        lambda image: Image.open(io.BytesIO(encoded(image, "PNG"))),
+        lambda image: image.convert("RGBA"),
+    ):
+        assert np.array_equal(np.asarray(change(ours)), np.asarray(change(theirs)))
+
+
+def test_an_image_keeps_the_memory_that_it_maps_and_changes_are_its_own() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 4), dtype=np.uint8)
+    expected, image = pixels[..., :3].copy(), decode._image(pixels)
+    image.paste((1, 2, 3), (0, 0, 10, 10))
+    assert np.array_equal(pixels[..., :3], expected), "pasting copies first"
+    image = decode._image(pixels)
+    del pixels
+    gc.collect()
+    other = [np.full((40, 50, 4), 7, np.uint8) for _ in range(50)]
+    assert np.array_equal(np.asarray(image), expected) and len(other) == 50
 
 
 def test_pillow_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:
