@@ -28,6 +28,13 @@ def test_a_picture_query_lists_its_captions() -> None:
     assert count(page, RIGHT) > 50 and count(page, WRONG) > 50
 
 
+def test_answers_that_are_neither_right_nor_wrong_have_neither_colour() -> None:
+    page = gallery([Query(picture(60, 90), [Answer("a caption", None, 0.5, label="written")])])
+    assert count(page, RIGHT) == count(page, WRONG) == 0
+    other = gallery([Query(picture(60, 90), [Answer("a caption", None, 0.5, label="another word")])])
+    assert (page != other).any()
+
+
 def test_rows_are_stacked_and_more_answers_than_columns_are_left_out() -> None:
     one = gallery([Query("q", [Answer(picture(9, 9), True)] * 9)])
     two = gallery([Query("q", [Answer(picture(9, 9), True)] * 5)] * 2)
