@@ -4,7 +4,6 @@ weights, and recipes over them."""
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,8 @@ import numpy as np
 import yaml
 from PIL import Image
 
+# of questions and answers; what captions and statements are made of is in the toy world's vocabulary
+WORDS = "yes no across down which what how many does do is it goes go still thing colour of where who".split()
 VOCABULARY = Path(__file__).parents[1] / "aurora_ds" / "quickstart" / "assets" / "vocab.txt"
 SENTENCES = (
     "the left photo has a red dog",
@@ -64,7 +65,7 @@ def pair_shards(folder: Path, train: int = 12, test: int = 7) -> Path:
 
 
 def backbone(head: str, folder: Path, depth: int = 2) -> dict[str, Any]:
-    """The `backbone` section of a recipe: two layers a tower, random weights in a file, the toy world's vocabulary."""
+    """The `backbone` section of a recipe: two layers a tower, random weights in a file, a vocabulary beside it."""
     import torch
     from safetensors.torch import save_file
 
@@ -73,8 +74,9 @@ def backbone(head: str, folder: Path, depth: int = 2) -> dict[str, Any]:
     from aurora_ds.config import BackboneConfig
 
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copy(VOCABULARY, folder)
-    words = len(VOCABULARY.read_text().split())
+    vocabulary = list(dict.fromkeys([*VOCABULARY.read_text().split(), *WORDS]))
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    words = len(vocabulary)
     section = {
         "head": head,
         "vision": {"image_size": 16, "patch_size": 8, "width": 32, "depth": depth, "heads": 2},
@@ -104,7 +106,7 @@ def recipe(folder: Path, head: str, shards: Path, **sections: dict[str, Any]) ->
     """A recipe of a few steps; `sections` add to its sections."""
     settings = {
         "task": head,
-        "backbone": backbone(head, folder / "backbone"),
+        "backbone": backbone(head, folder / f"backbone-{head}"),
         "prompts": {"rank": 4, "dropout": 0.1},
         head: {"max_tokens": 20},
         "data": {"shards": str(shards), "workers": 0, "randaugment": False},
