@@ -1,6 +1,17 @@
 """The fused operations of the method: PyTorch twins, and Triton kernels in `gpu/`. Imports torch and triton only."""
 
+from aurora_ds.kernels.merge import merge, update
 from aurora_ds.kernels.philox import draw_seed, dropout_mask
-from aurora_ds.kernels.prompted_linear import prompted_linear
+from aurora_ds.kernels.prompted_linear import dense_mix, prompted_linear
+from aurora_ds.kernels.reconstruct import Plan, reconstruct
 
-__all__ = ["draw_seed", "dropout_mask", "prompted_linear"]
+__all__ = [
+    "Plan",
+    "dense_mix",
+    "draw_seed",
+    "dropout_mask",
+    "merge",
+    "prompted_linear",
+    "reconstruct",
+    "update",
+]

@@ -98,21 +98,31 @@ def agree() -> None:
 
 # Constant while a graph is traced: torch.compile must not look into files and environment variables.
 @torch.compiler.assume_constant_result
-def _path(
-    device_type: str, dtype: torch.dtype, d_out: int, d_in: int, rank: int, inputs: int
-) -> Literal["triton", "torch"]:
+def _path(device_type: str, dtype: torch.dtype, shape: str) -> Literal["triton", "torch"]:
     if _setting == "torch" or dtype not in _TRITON_DTYPES or not triton_runs_on(device_type):
         return "torch"
     if _setting == "triton":
         return "triton"
-    return _measured(_family or family()).get(key(dtype, d_out, d_in, rank, inputs), "torch")
+    return _measured(_family or family()).get(shape, "torch")
+
+
+def path_of_projection(
+    device: torch.device, dtype: torch.dtype, d_out: int, d_in: int, rank: int, inputs: int
+) -> Literal["triton", "torch"]:
+    """The path of one projection: by setting, device, dtype and shape; never by the number of rows."""
+    return _path(device.type, dtype, key(dtype, d_out, d_in, rank, inputs))
 
 
 def path_for(x: Tensor, weight: Tensor, down: Tensor, inputs: int) -> Literal["triton", "torch"]:
-    """The path of one call: by setting, device, dtypes and shape; never by the number of rows."""
+    """`path_of_projection` for the tensors of a call; mixed dtypes (autocast) take the torch path."""
     if not x.dtype == weight.dtype == down.dtype:
         return "torch"
-    return _path(x.device.type, x.dtype, weight.shape[0], weight.shape[1], down.shape[0], inputs)
+    return path_of_projection(x.device, x.dtype, *weight.shape, down.shape[0], inputs)
+
+
+def path_of_reconstruction(slices: Tensor) -> Literal["triton", "torch"]:
+    """The path of `reconstruct`, from the core slices (columns, R, R)."""
+    return _path(slices.device.type, slices.dtype, f"reconstruct r{slices.shape[-1]}")
 
 
 def describe() -> str:

@@ -29,7 +29,7 @@ def _masked(z: Tensor, rank: int, dropout: float, seed: Tensor | None) -> Tensor
     return z * dropout_mask(seed, z.shape[0], rank, dropout, z) if dropout else z
 
 
-def _dense(mix: Tensor, diagonal: Tensor | None, inputs: int) -> Tensor:
+def dense_mix(mix: Tensor, diagonal: Tensor | None, inputs: int) -> Tensor:
     """A (d_out, inputs·R) from V and the diagonals."""
     if diagonal is None:
         return mix
@@ -123,7 +123,7 @@ def _fused(
     seed: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     if not choice.triton_runs_on(x.device.type):
-        mix = _dense(mix, diagonal, inputs)
+        mix = dense_mix(mix, diagonal, inputs)
         return twin_forward(x, weight, bias, down, mix, inputs, scale, dropout, seed)
     from aurora_ds.kernels.gpu import projection
 
@@ -159,7 +159,7 @@ def _fused_backward(
         found = projection.backward(dy, x, z, weight, down, mix, diagonal, scale, dropout, seed, needs)
     else:
         inputs = x.shape[1] // down.shape[1]
-        dense = _dense(mix, diagonal, inputs)
+        dense = dense_mix(mix, diagonal, inputs)
         dx, ddown, dmix = twin_backward(dy, x, z, weight, down, dense, scale, dropout, seed, needs)
         found = (dx, ddown, *(split_gradient(dmix, mix, diagonal, inputs) if needs_mix else (None, None)))
     return tuple(x.new_empty(0) if each is None else each for each in found)
@@ -274,6 +274,6 @@ def prompted_linear(
     if choice.path_for(flat, weight, down, inputs) == "triton":
         y, _ = _fused(flat, weight, bias, down, mix, diagonal, inputs, scale, dropout, seed)
     else:
-        mix = _dense(mix, diagonal, inputs)
+        mix = dense_mix(mix, diagonal, inputs)
         y = _Twin.apply(flat, weight, bias, down, mix, inputs, scale, dropout, seed)
     return y.view(*x.shape[:-1], weight.shape[0])

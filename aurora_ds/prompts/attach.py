@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from aurora_ds.config import PromptConfig
 from aurora_ds.errors import AuroraError
+from aurora_ds.kernels import dense_mix, merge, update
 from aurora_ds.presets import PROMPT_PRESETS, with_prompt_preset
 from aurora_ds.prompts.factors import FactorBank, PromptSite, PromptValues
 from aurora_ds.prompts.prompted_linear import PromptedHead, PromptedLinear
@@ -116,7 +117,8 @@ class Prompts(nn.Module):
         for i, path in enumerate(self._paths):
             linear = model.get_submodule(path)
             backup[f"{path}.weight"] = linear.weight.detach().cpu().clone()
-            linear.weight.copy_(linear.weight + self.config.scale * self.update(i))
+            down, mix = self._factors(i)
+            merge(linear.weight, down, mix, self.sites[i].inputs, self.config.scale)
         for head, path in self.head_paths.items():
             linear = model.get_submodule(path)
             for part, value in zip(("weight", "bias"), self.values.heads[head], strict=True):
@@ -140,12 +142,13 @@ class Prompts(nn.Module):
     def update(self, index: int) -> Tensor:
         """ΔW (outputs·width_out, inputs·width_in) of one site under the active values, in fp32 or wider and
         without the scale."""
-        site = self.sites[index]
-        down, mix = self.values.down[site.width_in], self.values.mix[index]
-        wide = torch.promote_types(down.dtype, torch.float32)
-        down, mix = down.to(wide), mix.to(wide)
-        blocks = mix.unflatten(1, (site.inputs, self.config.rank))  # (d_out, inputs, R)
-        return torch.einsum("oir,rd->oid", blocks, down).flatten(1)
+        down, mix = self._factors(index)
+        return update(down, mix, self.sites[index].inputs)
+
+    def _factors(self, index: int) -> tuple[Tensor, Tensor]:
+        """U and A of one site under the active values."""
+        site, values = self.sites[index], self.values
+        return values.down[site.width_in], dense_mix(values.mix[index], values.diagonal[index], site.inputs)
 
     # ---- report ----------------------------------------------------------------------------------
 

@@ -13,11 +13,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from aurora_ds.config import PromptConfig
+from aurora_ds.kernels import Plan, reconstruct
+from aurora_ds.kernels.choice import path_of_projection
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,8 @@ class PromptValues:
 
     down: dict[int, Tensor]  # input width -> U (R, width)
     up: dict[int, Tensor]  # output width -> V (width, R)
-    mix: list[Tensor]  # per site A, (outputs·width_out, inputs·R)
+    mix: list[Tensor]  # per site A (outputs·width_out, inputs·R), or V where a diagonal stands beside it
+    diagonal: list[Tensor | None]  # per site: CP sites on the Triton path (columns, R) fp32, others None
     inner: list[Tensor]  # per site core blocks (columns, R, R) as G, rows belong to U, columns to V
     gates: list[
         Tensor
@@ -150,8 +154,16 @@ class FactorBank(nn.Module):
         tensors = {name: _wide(tensor) for name, tensor in tensors.items()}
         down = {int(n.split("_")[1]): t for n, t in tensors.items() if n.startswith("down_")}
         up = {int(n.split("_")[1]): t for n, t in tensors.items() if n.startswith("up_")}
-        inner = self._core_slices(tensors) if self.sites else []
-        mix = self._mixes(inner, up) if self.sites else []
+        inner: list[Tensor] = []
+        mix: list[Tensor] = []
+        diagonal: list[Tensor | None] = [None] * len(self.sites)
+        if self.sites and self.config.form == "cp" and self._fused_everywhere(tensors["modes"].device, dtype):
+            diagonal = list((tensors["modes"] * tensors["weights"]).split(self._plan.columns))
+            mix = [up[width].to(dtype) for width in self._plan.widths]
+        elif self.sites:
+            slices = self._core_slices(tensors)
+            mix = reconstruct([up[width] for width in self._plan.distinct], slices, self._plan, dtype)
+            inner = list(slices.split(self._plan.columns))
         heads = {
             name: tuple(
                 tensors[part].to(dtype) if part in tensors else None
@@ -162,26 +174,58 @@ class FactorBank(nn.Module):
         return PromptValues(
             down={width: t.to(dtype) for width, t in down.items()},
             up={width: t.to(dtype) for width, t in up.items()},
-            mix=[t.to(dtype) for t in mix],
+            mix=mix,
+            diagonal=diagonal,
             inner=[t.to(dtype) for t in inner],
             gates=list(tensors["gates"].to(dtype).unbind(0)) if "gates" in tensors else [],
             heads=heads,
         )
 
-    def _core_slices(self, tensors: dict[str, Tensor]) -> list[Tensor]:
-        """Per site G (columns, R, R): one product for all columns of the model."""
+    @cached_property
+    def _plan(self) -> Plan:
+        sites = self.sites
+        return Plan(
+            tuple(site.width_out for site in sites),
+            tuple(site.outputs for site in sites),
+            tuple(site.inputs for site in sites),
+            self.config.rank,
+        )
+
+    def _fused_everywhere(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether no site needs A itself: all take the Triton path, and dropout sits where it fuses. The interleaved
+        layout has slices that are no diagonals."""
+        config = self.config
+        if config.mlp_layout == "interleaved" or (config.dropout and config.dropout_position == "released"):
+            return False
+        return all(
+            path_of_projection(
+                device,
+                dtype,
+                site.outputs * site.width_out,
+                site.inputs * site.width_in,
+                config.rank,
+                site.inputs,
+            )
+            == "triton"
+            for site in self.sites
+        )
+
+    def _core_slices(self, tensors: dict[str, Tensor]) -> Tensor:
+        """G (columns, R, R), sites in order: one product for all columns of the model."""
         rank, modes = self.config.rank, tensors["modes"]
         if self.config.form == "tucker":
             slices = (modes @ tensors["core"].reshape(rank * rank, rank).t()).view(-1, rank, rank)
         else:
             slices = torch.diag_embed(modes * tensors["weights"])
+        mixed = [site.columns > 1 and site.role == "mlp" for site in self.sites]
+        if self.config.mlp_layout == "block" or not any(mixed):
+            return slices
         # split, not slicing: the backward of a split is one concatenation
-        per_site = list(slices.split([site.columns for site in self.sites]))
-        if self.config.mlp_layout == "interleaved":
-            for i, site in enumerate(self.sites):
-                if site.columns > 1 and site.role == "mlp":
-                    per_site[i] = self._interleave(per_site[i], transpose=site.inputs > 1)
-        return per_site
+        per_site = list(slices.split(self._plan.columns))
+        for i, site in enumerate(self.sites):
+            if mixed[i]:
+                per_site[i] = self._interleave(per_site[i], transpose=site.inputs > 1)
+        return torch.cat(per_site)
 
     @staticmethod
     def _interleave(block: Tensor, transpose: bool) -> Tensor:
@@ -190,24 +234,6 @@ class FactorBank(nn.Module):
         columns, rank, _ = block.shape
         mixed = block.permute(1, 2, 0).reshape(rank, columns, rank).transpose(0, 1)
         return mixed.transpose(1, 2) if transpose else mixed
-
-    def _mixes(self, inner: list[Tensor], up: dict[int, Tensor]) -> list[Tensor]:
-        """Per site A from V and the core slices: one batched product per output width."""
-        mixes: list[Tensor | None] = [None] * len(self.sites)
-        for width, factor in up.items():
-            members = [i for i, site in enumerate(self.sites) if site.width_out == width]
-            stacked = torch.cat([inner[i] for i in members])  # (columns, R of U, R of V)
-            products = torch.matmul(factor, stacked.transpose(1, 2))  # (columns, width, R)
-            for i, product in zip(
-                members, products.split([self.sites[i].columns for i in members]), strict=True
-            ):
-                site = self.sites[i]
-                mixes[i] = (
-                    product.permute(1, 0, 2).reshape(width, -1)
-                    if site.inputs > 1
-                    else product.reshape(-1, self.config.rank)
-                )
-        return mixes
 
 
 def _wide(tensor: Tensor) -> Tensor:

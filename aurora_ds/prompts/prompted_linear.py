@@ -57,6 +57,7 @@ class PromptedLinear(nn.Module):
             self.bias,
             down,
             mix,
+            values.diagonal[self.index],
             inputs=site.inputs,
             scale=config.scale,
             dropout=dropout,
