@@ -29,7 +29,7 @@ def test_a_task_begins_with_the_adapter_and_what_belongs_to_it(train, recipe: Pa
     ("overrides", "message"),
     [
         (
-            ["task=nlvr", "backbone.head=nlvr", "backbone.checkpoint=null"],
+            ["task=nlvr", "backbone.head=nlvr", "backbone.checkpoint=null", "nlvr.max_tokens=9"],
             "task=retrieval, but this run has task=nlvr",
         ),
         (["train.method=heads"], "train.method=aurora, but this run has train.method=heads"),
