@@ -223,6 +223,9 @@ def _for_prediction(config: RunConfig) -> RunConfig:
     config.backbone.momentum_weights = config.backbone.queue_weights = "ignore"
     config.retrieval.queue_size, config.retrieval.momentum_model = 0, "slot"
     config.train.method = "aurora"
+    shards = config.data.shards
+    if shards is not None and "://" not in shards and not Path(shards).exists():
+        config.data.shards = None  # of a recipe; a task that wants more of them than media says so itself
     return config
 
 
@@ -307,21 +310,31 @@ def _about_files(
 
 
 def _table(record: dict[str, Any], caption: str) -> Table:
-    """A row per prediction; where one is a list (texts by rank), a row per entry."""
+    """A row per prediction; where one has a list (texts by rank), a row per entry."""
     table = Table(title=f"{record['task']}, {record['method']}", caption=caption)
-    rows = [row for said in record["predictions"] for row in _rows(said)]
-    for heading in dict.fromkeys(heading for row in rows for heading in row):
-        numbers = all(isinstance(row.get(heading), int | float) for row in rows)
+    predictions = record["predictions"]
+    files = {file for said in predictions for file in _files(said)}
+    short = len({Path(file).name for file in files}) == len(files)
+    rows = [row for said in predictions for row in _rows(said, short)]
+    headings = list(dict.fromkeys(heading for row in rows for heading in row))
+    for heading in headings:
+        numbers = any(isinstance(row.get(heading), int | float) for row in rows)
         table.add_column(heading, justify="right" if numbers else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(_cell(row.get(str(column.header), "")) for column in table.columns))
+        table.add_row(*(_cell(row.get(heading, "")) for heading in headings))
     return table
 
 
-def _rows(said: dict[str, Any]) -> list[dict[str, Any]]:
-    lists = [
-        key for key, value in said.items() if value and isinstance(value, list) and isinstance(value[0], dict)
-    ]
+def _files(said: dict[str, Any]) -> list[str]:
+    """Of the medium, which a prediction begins with."""
+    medium = next(iter(said.values()))
+    return medium if isinstance(medium, list) else [medium]
+
+
+def _rows(said: dict[str, Any], short: bool) -> list[dict[str, Any]]:
+    names = [Path(file).name if short else file for file in _files(said)]
+    said = said | {next(iter(said)): "\n".join(names)}
+    lists = [key for key, value in said.items() if isinstance(value, list)]
     plain = {key: value for key, value in said.items() if key not in lists}
     entries = [entry for key in lists for entry in said[key]]
     return [plain | entries[0], *entries[1:]] if entries else [plain]
@@ -333,7 +346,7 @@ def _cell(value: Any) -> Text:
         return Text(f"{value:.3f}")
     if isinstance(value, dict):
         return Text(", ".join(f"{key} {_cell(each)}" for key, each in value.items()))
-    return Text("\n".join(map(str, value)) if isinstance(value, list) else str(value))
+    return Text(str(value))
 
 
 def _refuse_other_results(folder: Path) -> None:

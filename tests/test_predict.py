@@ -368,6 +368,13 @@ def test_what_cannot_be_loaded(arguments: dict, message: str) -> None:
         aurora_ds.load(**arguments)
 
 
+def test_shards_of_a_recipe_need_not_be_there(recipes) -> None:
+    elsewhere = ["data.shards=no/such/shards"]
+    assert aurora_ds.load(recipe=recipes("caption"), overrides=elsewhere).predict(image=TEST[0])["caption"]
+    with pytest.raises(AuroraError, match="none is given: set vqa.answer_list"):
+        aurora_ds.load(recipe=recipes("vqa"), overrides=elsewhere).predict(image=TEST[0], text=QUESTIONS[0])
+
+
 def test_a_recipe_of_another_task_is_refused(runs, recipes) -> None:
     with pytest.raises(AuroraError, match="trained for the task caption, but .* is a recipe of vqa"):
         aurora_ds.load(runs("caption"), recipe=recipes("vqa"))
@@ -410,7 +417,8 @@ def test_pairs_are_taken_two_by_two(runs, shards, capsys) -> None:
     pairs = [each["images"] for each in json.loads(capsys.readouterr().out)["predictions"]]
     assert pairs == [list(map(str, images[:2])), list(map(str, images[2:]))]
     assert command("--adapter", runs("nlvr"), "--image", *images[:2], *said) == 0
-    assert "True 0." in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "True 0." in shown and images[0].name in shown and images[1].name in shown
     assert command("--adapter", runs("nlvr"), "--image", images[0], *said) == 2
     assert "an even number of files" in capsys.readouterr().err
 
