@@ -34,7 +34,7 @@ from aurora_ds.tasks.metrics.ptb_tokenizer import tokenize
 from aurora_ds.tasks.self_critical import SelfCriticalTask
 from aurora_ds.wiring.base import Evaluation, Forward, Wiring, attach_prompts, clip_conditions, percent
 from aurora_ds.wiring.blocks import eval_records, in_order, media_blocks, number_of_blocks
-from aurora_ds.wiring.caption_truth import ground_truth, identities
+from aurora_ds.wiring.caption_truth import Truth, ground_truth, identities
 
 CAPTIONS_FILE = "captions.json"  # as the evaluation servers of COCO and nocaps take it
 FREQUENCY_FILE = "document_frequency.json"
@@ -132,7 +132,9 @@ class CaptionWiring(Wiring):
         return {"step": step * self.config.train.accumulation + micro} if self.every_annotation else {}
 
     def before_training(self, task: nn.Module, output: Path) -> None:
-        """Self-critical: the document frequencies of the reward, counted once, kept in the run's folder."""
+        """The ground truth that the evaluation at the end needs. Self-critical: the document frequencies of the reward,
+        counted once, kept in the run's folder."""
+        self._records()
         if not self.every_annotation:
             return
         if any(hasattr(parameter, "ds_id") for parameter in task.parameters()):
@@ -161,9 +163,7 @@ class CaptionWiring(Wiring):
     def evaluate(self, forward: Forward, tokenizer: Tokenizer, lockstep: bool = False) -> Evaluation:
         """Metrics as the field prints them (CIDEr 133.3); none for a split without captions, only the file."""
         config = self.config
-        records = [record for _, record in eval_records(config)]
-        names = identities(config, records)
-        truth = ground_truth(config, records, names)
+        records, names, truth = self._records()
         forward({}, what="prepare_evaluation")
         captions = self._write(forward, tokenizer, len(records))
         results = [{"image_id": n, "caption": caption} for n, caption in zip(names, captions, strict=True)]
@@ -184,6 +184,12 @@ class CaptionWiring(Wiring):
         told = _Told(captions, truth.captions(names), cider)
         return Evaluation(metrics, facts, {CAPTIONS_FILE: results}, told)
 
+    def _records(self) -> tuple[list[dict[str, Any]], list[Any], Truth | None]:
+        """Records of the split, what its media are called, and its ground truth, checked."""
+        records = [record for _, record in eval_records(self.config)]
+        names = identities(self.config, records)
+        return records, names, ground_truth(self.config, records, names)
+
     def _write(self, forward: Forward, tokenizer: Tokenizer, media: int) -> list[str]:
         """The captions of the first `media` media of the split; nucleus sampling is keyed by a medium's number."""
         device, prompt = process_group.device(), self._prompt(tokenizer)
@@ -192,13 +198,20 @@ class CaptionWiring(Wiring):
             for _, batch in media_blocks(self.config, media):
                 seen = {"image": batch["image"].to(device), "sample_index": batch["media_index"].to(device)}
                 ids = forward(seen, what="generate", seed=self.config.seed)["ids"]
-                yield caption_words(tokenizer, ids, prompt)
+                yield self._cut(caption_words(tokenizer, ids, prompt))
 
         return in_order(blocks(), number_of_blocks(self.config, media))
 
     def _prompt(self, tokenizer: Tokenizer) -> Tensor:
         text = self.config.backbone.text
         return tokenizer.encode([self.config.caption.prompt], text.max_positions)[0][0]
+
+    def _cut(self, captions: list[str]) -> list[str]:
+        """What follows the openings of caption.cut_after, where anything does."""
+        for opening in self.config.caption.cut_after:
+            rests = [f" {caption} ".partition(f" {opening.strip()} ")[2].strip() for caption in captions]
+            captions = [rest or caption for rest, caption in zip(rests, captions, strict=True)]
+        return captions
 
     def _facts(self, media: int) -> dict[str, Any]:
         """How many media were judged, and what decided what was written about them."""
@@ -266,7 +279,7 @@ class CaptionWiring(Wiring):
             )
         forward({}, what="prepare_evaluation")
         written = forward({"image": media}, what="generate", seed=self.config.seed)
-        captions = caption_words(tokenizer, written["ids"], self._prompt(tokenizer))
+        captions = self._cut(caption_words(tokenizer, written["ids"], self._prompt(tokenizer)))
         return [
             {"caption": caption, "score": float(score)}
             for caption, score in zip(captions, written["scores"], strict=True)
