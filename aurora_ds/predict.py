@@ -80,7 +80,7 @@ def load(
 
 
 class Predictor:
-    """A task ready to be asked. Made by `load`; `wiring.predict` of its task says what its answers hold.
+    """A task ready to be asked. Made by `load`.
 
     `about`: which model gives them: task, method, adapter, preset, backbone with its sha256, seed.
     """
@@ -117,7 +117,9 @@ class Predictor:
                 Captioning: none.
             frames: how many are taken of a clip. window: [start, end] in seconds, where they are taken from. Both as in
                 data.video unless given.
-        Returns: JSON-able dicts. Retrieval: {"texts": [{"text", "similarity", "match", "score"}, …]}, best first.
+        Returns: JSON-able dicts. Retrieval: texts, best first, each {text, similarity, match, score}. Question
+            answering: question, answer, score, and of ranked answers the best as answers, each {answer, probability}.
+            Captioning: caption, score. Statements: statement, label (True or False), probabilities.
         Raises: AuroraError for media that the task does not take or that cannot be decoded, and for texts that are too
             few, too many or empty.
         """

@@ -35,7 +35,7 @@ class Trained:
 
     @property
     def method(self) -> str:
-        """How it was trained (aurora, heads, full), or exported (merged, transformers)."""
+        """How it was trained (aurora, heads, full); of an export that does not say so, its format."""
         return self.saved.get("method") or str(self.saved["format"]).removeprefix("aurora_ds.")
 
     @property

@@ -51,7 +51,14 @@ def _image(given: Any, config: RunConfig, name: str) -> Image.Image:
     if isinstance(given, str | os.PathLike | bytes | bytearray | memoryview):
         return open_image(_content(given), data.max_pixels, _name(given, name), data.image_decoder)
     if isinstance(given, Image.Image):
-        return as_rgb(given)
+        try:
+            return as_rgb(given)
+        except (
+            OSError,
+            SyntaxError,
+            ValueError,
+        ) as error:  # a file that Pillow has not read to its end before
+            raise AuroraError(f"{name} cannot be decoded: {error}.") from error
     if isinstance(given, np.ndarray):
         return Image.fromarray(_checked(given, 3, "an image is uint8 (H, W, 3)", name))
     raise AuroraError(

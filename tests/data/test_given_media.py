@@ -111,6 +111,7 @@ def test_blank_media_are_zero(kind: Kind, given: Any, shape: tuple[int, ...]) ->
         ("image", np.zeros((4, 8, 8, 3), np.uint8), r"uint8 \(4, 8, 8, 3\)"),
         ("image", np.zeros((0, 8, 3), np.uint8), "not empty"),
         ("image", b"", "is not a JPEG"),
+        ("image", Image.open(HERE / "odd" / "truncated_jpeg.jpg"), "the medium cannot be decoded"),
         ("image", CLIP, "is not a JPEG"),
         ("video", Image.new("RGB", (8, 8)), "of type Image. A clip is a path"),
         ("video", np.zeros((8, 8, 3), np.uint8), "a clip is uint8"),
