@@ -248,6 +248,10 @@ class CaptionConfig(_Section):
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="of the likelihood")
     self_critical: SelfCriticalConfig = SelfCriticalConfig()
     generation: GenerationConfig = GenerationConfig()
+    cut_after: list[str] = Field(
+        default_factory=list,
+        description="openings such as `a video of`, up to which a written caption is cut off where it has them",
+    )
     max_words: PositiveInt = 30
     max_tokens: PositiveInt = Field(40, description="of a caption with its prompt")
 
@@ -423,6 +427,9 @@ class RunConfig(_Section):
     task: Literal["retrieval", "vqa", "caption", "nlvr"] = "retrieval"
     description: str = ""
     seed: int = 42
+    kernels: Literal["auto", "triton", "torch"] = Field(
+        "auto", description="path of the fused projection; auto: Triton where it was measured to be faster"
+    )
     backbone: BackboneConfig = BackboneConfig()
     prompts: PromptConfig = PromptConfig()
     retrieval: RetrievalConfig = RetrievalConfig()

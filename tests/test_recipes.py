@@ -116,3 +116,34 @@ def test_published_settings_of_questions(name: str):
     assert with_preset(config).vqa.loss_per == "question"
     splits = [(entry.shards, entry.split) for entry in config.data.mix]
     assert splits[:2] == ([] if clips else [("shards/vqav2", "train"), ("shards/vqav2", "val")])
+
+
+CAPTIONS = {  # beams, lengths, penalty
+    "caption_coco": (3, 5, 20, 1.0),
+    "caption_coco_scst": (3, 5, 20, 1.0),
+    "nocaps": (3, 5, 20, 1.1),
+    "caption_vatex": (10, 19, 29, 1.0),
+    "caption_msvd": (3, 5, 20, 1.0),
+    "caption_msrvtt": (3, 5, 20, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", CAPTIONS)
+def test_published_settings_of_captions(name: str):
+    config = load_config(name)
+    caption, vision, generation = config.caption, config.backbone.vision, config.caption.generation
+    found = (generation.beams, generation.min_length, generation.max_length, generation.repetition_penalty)
+    assert (found, generation.method) == (CAPTIONS[name], "beam")
+    assert (vision.image_size, vision.drop_path, caption.prompt) == (384, 0.0, "a picture of ")
+    clips = name in ("caption_vatex", "caption_msvd", "caption_msrvtt")
+    assert (caption.max_words, caption.max_tokens) == (40 if clips else 30, 40)
+    assert (config.data.video.frames, bool(caption.cut_after)) == (8, clips)
+
+
+def test_published_settings_of_caption_training():
+    first, second = load_config("caption_coco"), load_config("caption_coco_scst")
+    assert (first.train.lr, first.train.epochs, first.train.global_batch_size) == (1e-5, 5, 8 * 32)
+    assert (first.caption.objective, first.caption.label_smoothing) == ("likelihood", 0.1)
+    assert (second.train.lr, second.train.min_lr, second.train.global_batch_size) == (1e-6, 8e-8, 4 * 32)
+    assert (second.caption.objective, second.caption.self_critical.samples) == ("self_critical", 5)
+    assert second.train.start_from and second.backbone == first.backbone and second.data.expand == "media"

@@ -158,6 +158,17 @@ def test_the_prompt_is_no_part_of_a_caption(made: Path) -> None:
     assert [f"a picture of {caption}" for caption in told] == whole
 
 
+def test_openings_are_cut_off_where_words_follow(made: Path) -> None:
+    wiring = assembled(made, "caption.cut_after=['a video of', 'a video showing']").wiring
+    written = [
+        "a video of a dog",
+        "this is a video showing a video of two cats",
+        "a video offering",
+        "a video of",
+    ]
+    assert wiring._cut(written) == ["a dog", "two cats", "a video offering", "a video of"]
+
+
 def test_any_number_of_ranks_writes_the_same(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built = assembled(made, "caption.generation.method=nucleus")
     expected = judged(built).files[CAPTIONS_FILE]
