@@ -22,6 +22,7 @@ from aurora_ds.errors import AuroraError
 from aurora_ds.presets import with_preset
 from aurora_ds.prompts import load_adapter
 from aurora_ds.prompts.adapter import attached_config, read_adapter
+from aurora_ds.prompts.kernel_path import choose_kernels
 from aurora_ds.wiring import of as wiring_of
 from aurora_ds.wiring.base import Wiring
 
@@ -47,8 +48,10 @@ class Assembled:
 def build_task(config: RunConfig, loaded: LoadedBackbone | None = None) -> Assembled:
     """The task of `config`, weights in place, on the CPU in fp32.
 
-    Raises AuroraError for anything wrong with the backbone's files or the prompts' settings."""
+    Raises AuroraError for anything wrong with the backbone's files or the prompts' settings, and for kernels that
+    cannot run here."""
     config = with_preset(config)
+    choose_kernels(config.kernels)
     torch.manual_seed(config.seed)
     loaded = loaded or load_backbone(config.backbone)
     wiring = wiring_of(config)

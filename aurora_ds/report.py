@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from aurora_ds.assemble import Assembled
+from aurora_ds.kernels import choice as kernel_choice
+from aurora_ds.runtime import process_group
 
 
 def attach_report(assembled: Assembled, steps_per_epoch: int) -> str:
@@ -26,6 +28,7 @@ def attach_report(assembled: Assembled, steps_per_epoch: int) -> str:
     lines += [
         f"method     {config.train.method}, preset {report['preset']}, {report['form']} rank {report['rank']}",
         f"sites      {sites}; query transformation in {report['query_transform_layers']} layers",
+        f"kernels    {kernel_choice.describe(process_group.device().type)}",
     ]
     lines += [
         f"  {name:<22} {'x'.join(map(str, shape)):>14} {count:>10,}"

@@ -25,6 +25,7 @@ from aurora_ds.data.unreadable import Limit
 from aurora_ds.errors import AuroraError
 from aurora_ds.evaluate import find_adapter, print_results, results_record, write_results
 from aurora_ds.prompts.adapter import describe, save_adapter, with_context
+from aurora_ds.prompts.kernel_path import warm_up
 from aurora_ds.recipe import load_config, to_yaml
 from aurora_ds.report import attach_report
 from aurora_ds.runtime import checkpoint, process_group
@@ -100,6 +101,8 @@ class Training:
     def run(self, resume: str) -> dict[str, Any]:
         """Resume, train to the last step, evaluate, leave adapter/ and results.json."""
         self._restore(resume)
+        if self.task.prompts is not None:
+            process_group.first_on_node(warm_up, self.task.prompts, self.engine.device, self.engine.dtype)
         step, train = self.engine.step, self.config.train
         self.guards = Guards(self.engine, train.moved_after)
         self.wiring.before_training(self.task, self.output)

@@ -8,6 +8,7 @@ number of rows is no part of the key, so that all ranks choose alike.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -39,11 +40,7 @@ def setting() -> Setting:
 
 @functools.cache
 def _triton_present() -> bool:
-    try:
-        import triton  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    return importlib.util.find_spec("triton") is not None
 
 
 def interpreted() -> bool:
@@ -125,17 +122,20 @@ def path_of_reconstruction(slices: Tensor) -> Literal["triton", "torch"]:
     return _path(slices.device.type, slices.dtype, f"reconstruct r{slices.shape[-1]}")
 
 
-def describe() -> str:
-    """One line for the log: which path runs, and why."""
+def describe(device_type: str) -> str:
+    """For the log: which path runs on the device, and why."""
     if _setting == "torch":
-        return "kernels: torch, as set"
-    reason = obstacle()
-    if reason is not None:
-        return f"kernels: torch, because {reason}"
+        return "torch, as set"
+    if not triton_runs_on(device_type):
+        return f"torch, because {obstacle() or 'the device is no GPU'}"
     if _setting == "triton":
-        return "kernels: triton, as set"
+        return "triton, as set" + (", in its interpreter" if interpreted() else "")
     rows = _measured(_family or family())
     if not rows:
-        return f"kernels: torch, because nothing was measured on {_family or family()} yet"
+        return (
+            f"torch, because nothing was measured on {_family or family()} yet (kernels=triton takes Triton)"
+        )
     fused = sum(path == "triton" for path in rows.values())
-    return f"kernels: measured on {_family or family()}: triton for {fused} of {len(rows)} shapes, torch for others"
+    return (
+        f"measured on {_family or family()}: triton for {fused} of {len(rows)} shapes, torch for all others"
+    )

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from aurora_ds.errors import AuroraError
+from aurora_ds.kernels import choice, compiled
 
 # gloo's words in a plain RuntimeError; NCCL and the store raise DistError.
 _LOST_CONNECTION = (
@@ -73,6 +74,9 @@ def start(timeout_minutes: float = 30.0) -> None:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     # A process that ends with a live gloo group aborts instead of returning its exit status.
     atexit.register(stop)
+    if here.type == "cuda":
+        compiled.use_own_folder()
+        choice.agree()
 
 
 def stop() -> None:
@@ -209,6 +213,17 @@ def agree(ok: bool, message: str = "") -> None:
     raise AuroraError(
         " ".join(f"(rank {', '.join(map(str, ranks))}) {text}" for text, ranks in failures.items())
     )
+
+
+def first_on_node(work: Callable[..., Any], *arguments: Any) -> Any:
+    """Call `work` on every rank, but on the first of each machine before the others: what it leaves on the machine's
+    disk (compiled kernels) they find there. Collective."""
+    if local_rank() == 0:
+        done = work(*arguments)
+        barrier()
+        return done
+    barrier()
+    return work(*arguments)
 
 
 def first_rank(work: Callable[..., Any], *arguments: Any) -> Any:

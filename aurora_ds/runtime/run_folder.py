@@ -26,6 +26,7 @@ LOCK_FILE = "run.lock"
 # Dotted names, or sections ending in a dot, that a resumed run may change without becoming another run.
 FREE_TO_CHANGE = (
     "description",
+    "kernels",
     "backbone.activation_checkpointing",
     "backbone.attention",
     "retrieval.k_test",
