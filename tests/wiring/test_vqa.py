@@ -201,6 +201,7 @@ def test_answers_and_accuracy_are_those_of_a_plain_loop(tiny, images, options):
         people = [a["answer"] for a in each["answers"] for _ in range(round(10 * a["weight"]))]
         credit.append(100 * answer_accuracy(answer, people))
     assert evaluation.metrics["accuracy"] == pytest.approx(sum(credit) / len(credit))
+    assert evaluation.details.credit == pytest.approx([each / 100 for each in credit])
     for kind, name in (("number", "number"), ("yes/no", "yes_no"), ("other", "other")):
         own = [c for c, each in zip(credit, questions, strict=True) if each["answer_type"] == kind]
         assert evaluation.metrics[f"accuracy_answer_type/{name}"] == pytest.approx(sum(own) / len(own))
@@ -357,12 +358,18 @@ def test_the_list_beside_the_shards_is_the_one_that_was_written(tiny, tmp_path):
         answer_list(config)
 
 
-def test_a_missing_list_stops_a_run_before_its_first_step(tiny, tmp_path):
-    samples = [[image_sample(n, questions=image_questions(n)) for n in range(1, 5)]]
-    write_shards(tmp_path / "shards", {"train": samples, "test": samples})
-    with pytest.raises(AuroraError, match="come without answer_list.json.*vqa.inference=generate"):
-        train.run(run_config(tiny, tmp_path / "shards"), tmp_path / "run")
-    assert not list((tmp_path / "run").glob("checkpoints/*")) and not (tmp_path / "run" / "adapter").exists()
+def test_what_evaluation_would_stop_at_stops_a_run_before_its_first_step(tiny, tmp_path):
+    train_split = [[image_sample(n, questions=image_questions(n)) for n in range(1, 5)]]
+    twice = [[image_sample(n, questions=image_questions(1)) for n in (1, 2)]]
+    write_shards(tmp_path / "bare", {"train": train_split, "test": train_split})
+    write_shards(
+        tmp_path / "twice", {"train": train_split, "test": twice}, files=answer_file(tmp_path / "twice")
+    )
+    for name, message in (("bare", "come without answer_list.json.*=generate"), ("twice", "is there twice")):
+        with pytest.raises(AuroraError, match=message):
+            train.run(run_config(tiny, tmp_path / name), tmp_path / "run" / name)
+        left = {path.name for path in (tmp_path / "run" / name).iterdir()}
+        assert not left & {"metrics.jsonl", "adapter", "checkpoints", "results.json"}, left
 
 
 # ---- whole runs
