@@ -117,6 +117,7 @@ def test_two_ranks_judge_as_one_does_to_the_last_digit(judged: dict[int, list], 
 # ---- training
 
 TRAINED = ("vqa, ranked", "videoqa, written", "captions, beams", "pairs")
+REWARDED = ["caption.objective=self_critical", "caption.self_critical.samples=3"]
 
 
 @pytest.fixture(scope="module")
@@ -125,12 +126,14 @@ def trained(work, recipes: dict[str, list[str]], tmp_path_factory: pytest.TempPa
     runs: dict[int, dict] = {}
     for ranks in (1, 2):
         folder = tmp_path_factory.mktemp("trained")
+        settings = {case: recipes[case] for case in TRAINED}
+        settings["captions, rewarded"] = [*recipes["captions, beams"], *REWARDED]
+        folders = {case: folder / str(number) for number, case in enumerate(settings)}
         jobs = [
-            (case, "train", [*recipes[case], *STILL, "--output", str(folder / str(number))])
-            for number, case in enumerate(TRAINED)
+            (case, "train", [*settings[case], *STILL, "--output", str(folders[case])]) for case in settings
         ]
         found = work(jobs, ranks)[0]
-        runs[ranks] = {case: (found[case].losses, folder / str(n)) for n, case in enumerate(TRAINED)}
+        runs[ranks] = {case: (found[case].losses, folders[case]) for case in settings}
     return runs
 
 
@@ -139,7 +142,7 @@ def adapter(run: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", TRAINED)
+@pytest.mark.parametrize("case", [*TRAINED, "captions, rewarded"])
 def test_two_ranks_train_as_one_does(trained: dict[int, dict], case: str) -> None:
     (alone, one), (losses, two) = trained[1][case], trained[2][case]
     assert len(alone) == 3 and len(set(alone)) == 3
