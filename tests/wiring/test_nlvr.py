@@ -318,3 +318,26 @@ def test_training_and_evaluation_from_the_command_line(made: Path, tmp_path: Pat
     assert (run / "predictions.csv").read_text() == (judged / "predictions.csv").read_text()
     adapter = json.loads((run / "adapter" / "adapter_config.json").read_text())
     assert adapter["heads"] == ["cls_head_0", "cls_head_2"] and adapter["settings"]["task"] == "nlvr"
+
+
+@pytest.mark.parametrize("method", ["heads", "full"])
+def test_the_head_alone_or_everything_can_be_trained(made: Path, tmp_path: Path, method: str) -> None:
+    from aurora_ds import evaluate, train
+
+    run, judged = tmp_path / "run", tmp_path / "judged"
+    assert train.main([str(made), "--output", str(run), f"train.method={method}"]) == 0
+    trained = ["--adapter", str(run)]
+    if method == "full":
+        trained = [f"backbone.checkpoint={run / 'adapter' / 'backbone.safetensors'}"]
+    assert evaluate.main([str(made), "--output", str(judged), *trained]) == 0
+    inside, after = (json.loads((folder / "results.json").read_text()) for folder in (run, judged))
+    assert inside["metrics"] == after["metrics"]
+    assert (run / "predictions.csv").read_text() == (judged / "predictions.csv").read_text()
+
+
+def test_blank_media_are_all_judged_alike(made: Path) -> None:
+    found = evaluated(assembled(made, "data.media=blank"))
+    said = {}
+    for statement, judged in found.details:
+        said.setdefault(statement.sentence, set()).add(round(judged.probability, 5))
+    assert all(len(each) == 1 for each in said.values())
