@@ -191,13 +191,18 @@ def test_a_split_without_captions_gives_the_file_alone(made: Path, tmp_path: Pat
     assert all(set(row) == {"image_id", "caption"} for row in rows)
 
 
-def test_domains_of_nocaps_have_their_means(made: Path) -> None:
-    built = assembled(made, "data.eval_split=domains", "caption.generation.method=nucleus")
-    built.wiring.config.caption.generation.min_length = 11
+def test_domains_of_nocaps_have_their_means(made: Path, tmp_path: Path) -> None:
+    written = judged(assembled(made, "data.eval_split=domains")).files[CAPTIONS_FILE]
+    copy = write_truth(
+        made, tmp_path, "domains", {1060: written[0]["caption"], 1061: "a hill", 1062: "we find snow"}
+    )
+    built = assembled(made, "data.eval_split=domains", *copy)
     found = judged(built)
     cider = found.details.cider
+    assert cider[0] > 1, "the caption that was written is its own ground truth"
     assert found.metrics["cider_in_domain"] == pytest.approx(50 * (cider[0] + cider[2]))
     assert found.metrics["cider_near_domain"] == pytest.approx(100 * cider[1])
+    assert found.metrics["cider"] == pytest.approx(100 * sum(cider) / 3)
     assert "CIDEr near" in built.wiring.table_rows("", found.metrics)[0][1]
 
 
@@ -206,18 +211,21 @@ def test_two_media_of_one_name_are_refused(made: Path) -> None:
         judged(assembled(made, "data.eval_split=twice"))
 
 
-def write_truth(made: Path, folder: Path, numbers: range) -> list[str]:
-    """A copy of the shards with a ground truth of these images beside it, and the override that reads it."""
-    shards = Path(load_config(str(made)).data.shards)
-    shutil.copytree(shards, folder / "shards")
-    told = [{"image_id": 1000 + n, "id": n, "caption": "we find snow"} for n in numbers]
-    content = {"images": [{"id": 1000 + n} for n in numbers], "annotations": told}
-    (folder / "shards" / "test_gt.json").write_text(json.dumps(content))
+def write_truth(made: Path, folder: Path, split: str, captions: dict[int, str]) -> list[str]:
+    """A copy of the shards with this ground truth of a split beside it, and the override that reads it."""
+    shutil.copytree(Path(load_config(str(made)).data.shards), folder / "shards")
+    told = [{"image_id": name, "id": name, "caption": caption} for name, caption in captions.items()]
+    content = {"images": [{"id": name} for name in captions], "annotations": told}
+    (folder / "shards" / f"{split}_gt.json").write_text(json.dumps(content))
     return [f"data.shards={folder / 'shards'}"]
 
 
+def snow(names: range) -> dict[int, str]:
+    return dict.fromkeys(names, "we find snow")
+
+
 def test_the_ground_truth_beside_the_shards_is_used(made: Path, tmp_path: Path) -> None:
-    found = judged(assembled(made, *write_truth(made, tmp_path, range(20, 20 + TEST))))
+    found = judged(assembled(made, *write_truth(made, tmp_path, "test", snow(range(1020, 1020 + TEST)))))
     assert found.facts["ground_truth"] == "test_gt.json"
     assert found.details.references == [["we find snow"]] * TEST
 
@@ -225,13 +233,13 @@ def test_the_ground_truth_beside_the_shards_is_used(made: Path, tmp_path: Path) 
 def test_ground_truth_of_other_media_is_an_error_before_anything_is_written(
     made: Path, tmp_path: Path
 ) -> None:
-    longer = write_truth(made, tmp_path, range(20, 29))
+    longer = write_truth(made, tmp_path, "test", snow(range(1020, 1029)))
     with pytest.raises(AuroraError, match=r"2 images \(1027, 1028\) have no caption in the evaluated split"):
         judged(assembled(made, *longer))
     # a part of the split was asked for, so the rest of the ground truth is not missed
     found = judged(assembled(made, *longer, "evaluate.limit=3"))
     assert found.facts["images"] == 3 and "cider" in found.metrics
-    shorter = write_truth(made, tmp_path / "less", range(20, 24))
+    shorter = write_truth(made, tmp_path / "less", "test", snow(range(1020, 1024)))
     with pytest.raises(
         AuroraError, match=r"3 images \(1024, 1025, 1026\) have no reference in .*test_gt.json"
     ):
