@@ -37,23 +37,36 @@ class Tokenizer(Protocol):
 def answered(question: Mapping[str, Any], record: Mapping[str, Any], key: str) -> dict[str, Any]:
     """A question of sample `key` to train on, with the `dataset` that its record names.
 
-    Raises AuroraError when it has no answers, or one that is no text with a weight above 0."""
+    Raises AuroraError when it has no text, no answers, or one that is no text with a weight above 0."""
     where = f"Question {question.get('question_id', question.get('question'))!r} of sample {key}"
     answers = question.get("answers")
+    if not isinstance(question.get("question"), str):
+        raise AuroraError(f"{where} has no text. Correct the annotations and convert them again.")
     if not answers:
         raise AuroraError(
             f"{where} has no answers, so nothing can be learned from it. Train on a split with answers "
             "(data.train_split, data.mix): test splits have none. Of your own data, convert it again without the "
             "questions that nobody answered."
         )
+    check_answers(answers, where)
+    return {**question, "dataset": record.get("dataset")}
+
+
+def check_answers(answers: Any, where: str) -> None:
+    """Raises AuroraError when they are not [{"answer": text, "weight": number above 0}, …]; `where` names the
+    question."""
+    if not isinstance(answers, list):
+        raise AuroraError(
+            f"{where} has {answers!r} as its answers, which is no list. Convert the dataset again."
+        )
     for each in answers:
-        weight = each.get("weight")
-        if not isinstance(each.get("answer"), str) or not isinstance(weight, int | float) or not weight > 0:
+        fields = each if isinstance(each, Mapping) else {}
+        weight = fields.get("weight")
+        if not isinstance(fields.get("answer"), str) or not isinstance(weight, int | float) or not weight > 0:
             raise AuroraError(
                 f'{where} has the answer {json.dumps(each)[:120]}; expected {{"answer": text, "weight": number above '
                 "0}. Convert the dataset again."
             )
-    return {**question, "dataset": record.get("dataset")}
 
 
 def question_texts(config: RunConfig, tokenizer: Tokenizer) -> Callable[[list[Any]], dict[str, Tensor]]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from aurora_ds.data.questions import check_answers
 from aurora_ds.errors import AuroraError
 from aurora_ds.tasks.metrics.answer_file import check_submission, checked_answers
 from aurora_ds.tasks.metrics.json_source import Identifier, is_identifier
@@ -95,6 +96,7 @@ def _checked(entry: Any, key: str) -> Mapping[str, Any]:
 
 def _references(entry: Mapping[str, Any], where: str, how: Accuracy) -> tuple[str, ...]:
     answers = entry.get("answers") or []
+    check_answers(answers, where)
     if not answers:
         raise AuroraError(
             f"{where} has no answers, but other questions of the split have: a metric over a part of them would mean "
@@ -110,7 +112,7 @@ def _references(entry: Mapping[str, Any], where: str, how: Accuracy) -> tuple[st
     if len(answers) != 1:
         raise AuroraError(
             f"{where} has {len(answers)} different answers; vqa.accuracy=exact compares with one. Where ten people "
-            "answered, set vqa.accuracy=vqa."
+            "answered, set vqa.accuracy=vqa; else convert the annotations again with the one answer that counts."
         )
     return (answers[0]["answer"],)
 

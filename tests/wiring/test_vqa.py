@@ -26,7 +26,7 @@ from aurora_ds.assemble import Assembled, build_task, load_trained
 from aurora_ds.config import MixEntry, RunConfig
 from aurora_ds.contradictions import contradictions
 from aurora_ds.data.loader import annotated_loader, eval_image_loader
-from aurora_ds.data.questions import answer_list, encode_answers, encode_questions, question_texts
+from aurora_ds.data.questions import answer_list, answered, encode_answers, encode_questions, question_texts
 from aurora_ds.errors import AuroraError
 from aurora_ds.evaluate import task_forward
 from aurora_ds.recipe import to_yaml
@@ -310,6 +310,26 @@ def test_questions_that_cannot_be_told_apart_or_judged(tiny, tmp_path):
     )
     nameless = {key: value for key, value in two.items() if key != "question_id"}
     assert "Question None of sample image-2" in error_of(tiny, tmp_path / "f", [[one], [nameless]])
+
+
+@pytest.mark.parametrize(
+    "answers", [["yes"], [{"answer": 3, "weight": 1}], [{"answer": "yes", "weight": 0}], "yes"]
+)
+def test_answers_of_another_layout_are_named(answers):
+    asked = {"question": "is it", "question_id": 7, "answers": answers}
+    for read in (
+        lambda: asked_module.asked_questions([("a", {"questions": [asked]})], "vqa"),
+        lambda: answered(asked, {}, "a"),
+    ):
+        with pytest.raises(AuroraError, match="Question 7 of sample a has"):
+            read()
+
+
+def test_questions_without_text_are_named():
+    with pytest.raises(AuroraError, match="Question 7 of sample a has no text"):
+        answered({"question_id": 7, "answers": [{"answer": "yes", "weight": 1.0}]}, {}, "a")
+    with pytest.raises(AuroraError, match="Sample a has a question without text"):
+        asked_module.asked_questions([("a", {"questions": [{"question_id": 7}]})], "vqa")
 
 
 def test_questions_without_ids_are_numbered(tiny):
