@@ -87,9 +87,9 @@ def trained_frame_weights(checkpoint: str | None) -> str:
     return record.get("frame_weights", "off") if ours else "off"
 
 
-def copy_vocabulary(folder: Path, assembled: Assembled) -> None:
+def copy_vocabulary(folder: Path, tokenizer: Tokenizer) -> None:
     """Put the tokenizer's file beside weights, where it is looked for."""
-    path = assembled.tokenizer.path
+    path = tokenizer.path
     shutil.copyfile(path, folder / ("tokenizer.json" if path.suffix == ".json" else "vocab.txt"))
 
 

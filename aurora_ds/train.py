@@ -313,7 +313,7 @@ class Training:
             tensors, config = self._adapter_files(values)
             if self.task.prompts is None:
                 save_full(place, tensors, config)
-                copy_vocabulary(place, self.assembled)
+                copy_vocabulary(place, self.assembled.tokenizer)
             else:
                 save_adapter(place, tensors, config)
 

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from aurora_ds.assemble import Assembled, build_task, load_trained
+from aurora_ds.backbones.published import to_published
+from aurora_ds.backbones.tokenizer import Tokenizer
 from aurora_ds.config import RunConfig
 from aurora_ds.errors import AuroraError
+from aurora_ds.export import probe
 from aurora_ds.trained import Trained, find_trained
 
 FACTS = ("temperature", "frame_weights", "answers")  # of an adapter, which a merged model is judged with, too
@@ -60,6 +67,44 @@ def build(trained: Trained, config: RunConfig, backbone: str | Path | None) -> A
         return build_task(config)
     with _naming_the_option(trained, backbone):
         return load_trained(config, trained.adapter)
+
+
+@dataclass
+class Merged:
+    """The model as plain weights, and what the attached one computed: all that an export needs, without the task."""
+
+    tensors: dict[str, Tensor]  # under published names, each in memory of its own
+    config: RunConfig  # of the run, its preset resolved
+    tokenizer: Tokenizer
+    record: dict[str, Any]  # where the weights come from, and the facts that the model is judged with
+    outputs: dict[str, Tensor]  # `probe.outputs` of the attached model
+    begin: Tensor | None = None  # int64 (P,), what its texts begin with; None: it writes none
+    written: Tensor | None = None  # `probe.greedy` of it
+
+
+@torch.no_grad()
+def merged(trained: Trained, config: RunConfig, backbone: str | Path | None) -> Merged:
+    """The trained values merged into the weights of the frozen backbone. Raises AuroraError as `build` does, and when
+    the tokenizer is not the backbone's."""
+    assembled = build(trained, config, backbone)
+    if assembled.tokenizer.unusable:
+        raise AuroraError(assembled.tokenizer.unusable)
+    task, text = assembled.task, assembled.config.backbone.text
+    head = assembled.config.task
+    found = Merged(
+        {},
+        assembled.config,
+        assembled.tokenizer,
+        provenance(trained, assembled),
+        probe.outputs(task.model, task.context.evaluation_term() if head == "retrieval" else None),
+    )
+    if head in ("vqa", "caption"):
+        found.begin = torch.tensor([text.bos_id]) if head == "vqa" else task.prompt
+        found.written = probe.greedy(task.model, found.begin, task.options.generation)
+    merge(assembled)
+    tensors = to_published(task.model)
+    found.tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    return found
 
 
 def merge(assembled: Assembled) -> None:

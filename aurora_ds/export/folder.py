@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
+import gc
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
-from aurora_ds.assemble import FULL_FILE, RECORD_FILE, Assembled, copy_vocabulary
+from aurora_ds.assemble import FULL_FILE, RECORD_FILE, copy_vocabulary
 from aurora_ds.backbones.checkpoint import load_backbone
-from aurora_ds.backbones.published import to_published
 from aurora_ds.backbones.transformers_format import config_for
 from aurora_ds.config import RunConfig
 from aurora_ds.errors import AuroraError
 from aurora_ds.export import probe, transformers_folder
-from aurora_ds.export.attached import build, config_of, merge, provenance, read_trained
+from aurora_ds.export.attached import Merged, config_of, merged, read_trained
 from aurora_ds.export.transformers_card import known_differences
 from aurora_ds.recipe import to_yaml
 from aurora_ds.runtime.run_folder import replace_folder
 from aurora_ds.trained import Trained
 
 FORMATS = ("merged", "transformers")
-
-
-@dataclass
-class Wanted:
-    """What the attached model computes: by name, and the ids that it writes after the tokens it begins texts with."""
-
-    outputs: dict[str, Tensor]
-    begin: Tensor | None = None  # int64 (P,); None: it writes no text
-    written: Tensor | None = None
 
 
 def run(
@@ -59,23 +47,23 @@ def run(
     config = config_of(trained, backbone)
     if format == "transformers":
         config_for(config.backbone)  # before the weights are read
-    assembled = build(trained, config, backbone)
-    if assembled.tokenizer.unusable:
-        raise AuroraError(assembled.tokenizer.unusable)
-    with torch.no_grad():
-        wanted = _wanted(assembled)
-        merge(assembled)
+    model = merged(trained, config, backbone)
+    gc.collect()  # the attached model, which is as large as what is read again below
     checkpoint = output / FULL_FILE if format == "merged" else output
-    recipe = _recipe(config, trained, assembled, checkpoint)
+    recipe = _recipe(config, trained, model, checkpoint)
 
     def fill(folder: Path) -> None:
-        copy_vocabulary(folder, assembled)
+        copy_vocabulary(folder, model.tokenizer)
         if format == "merged":
-            save_file(plain(assembled), folder / FULL_FILE)
+            save_file(model.tensors, folder / FULL_FILE)
         else:
-            transformers_folder.write(folder, plain(assembled), assembled, output, recipe.description)
-        record = {"format": f"aurora_ds.{format}", "version": 1, **provenance(trained, assembled)}
-        record |= _compared(folder, format, assembled, wanted)
+            transformers_folder.write(folder, model, output, recipe.description)
+        record = {
+            "format": f"aurora_ds.{format}",
+            "version": 1,
+            **model.record,
+            **_compared(folder, format, model),
+        }
         (folder / RECORD_FILE).write_text(json.dumps(record, indent=1), encoding="utf-8")
         (folder / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
 
@@ -90,39 +78,19 @@ def run(
     return record
 
 
-def plain(assembled: Assembled) -> dict[str, Tensor]:
-    """The model's tensors under published names, each in memory of its own."""
-    tensors = to_published(assembled.task.model)
-    return {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-
-
-def _wanted(assembled: Assembled) -> Wanted:
-    """Before the adapter is merged."""
-    task, config = assembled.task, assembled.config
-    if config.task == "retrieval":
-        return Wanted(probe.outputs(task.model, task.context.evaluation_term()))
-    wanted = Wanted(probe.outputs(task.model))
-    if config.task != "nlvr":
-        vqa = config.task == "vqa"
-        wanted.begin = torch.tensor([config.backbone.text.bos_id]) if vqa else task.prompt
-        wanted.written = probe.greedy(task.model, wanted.begin, task.options.generation)
-    return wanted
-
-
-def _compared(folder: Path, format: str, assembled: Assembled, wanted: Wanted) -> dict[str, Any]:
+def _compared(folder: Path, format: str, model: Merged) -> dict[str, Any]:
     """Load what was written as users would, and compare. Raises AuroraError when it is another model."""
     place = folder / FULL_FILE if format == "merged" else folder
-    config = assembled.config.backbone.model_copy(update={"checkpoint": str(place)})
-    again = load_backbone(config).model
-    errors = {"aurora_ds": probe.differences(wanted.outputs, probe.outputs(again), "aurora_ds")}
+    again = load_backbone(model.config.backbone.model_copy(update={"checkpoint": str(place)})).model
+    errors = {"aurora_ds": probe.differences(model.outputs, probe.outputs(again), "aurora_ds")}
     facts: dict[str, Any] = {}
     if format == "transformers":
-        read = transformers_folder.Reader(folder, assembled)
-        errors["transformers"] = probe.differences(wanted.outputs, read.outputs(), "transformers")
-        if wanted.written is not None:
-            facts["greedy_texts"] = read.check_greedy(again, wanted.begin, wanted.written)
+        read = transformers_folder.Reader(folder, model)
+        errors["transformers"] = probe.differences(model.outputs, read.outputs(), "transformers")
+        if model.written is not None:
+            facts["greedy_texts"] = read.check_greedy(again)
         read.check_processor()
-        facts["known_differences"] = known_differences(assembled)
+        facts["known_differences"] = known_differences(model)
     return {
         "compared": errors,
         **facts,
@@ -130,15 +98,15 @@ def _compared(folder: Path, format: str, assembled: Assembled, wanted: Wanted) -
     }
 
 
-def _recipe(config: RunConfig, trained: Trained, assembled: Assembled, checkpoint: Path) -> RunConfig:
+def _recipe(config: RunConfig, trained: Trained, model: Merged, checkpoint: Path) -> RunConfig:
     """What evaluates the exported file as `config` does the trained one: its task's settings, how clips are read."""
     recipe = config.model_copy(deep=True)
     if trained.adapter is not None:
-        recipe.description = f"{assembled.backbone['name']} with an adapter merged into it"
+        recipe.description = f"{model.record['made_from']['backbone']['name']} with an adapter merged into it"
     elif not recipe.description:
         recipe.description = f"{trained.saved['backbone']['name']}, fully fine-tuned"
     recipe.backbone.checkpoint, recipe.backbone.tokenizer = str(checkpoint), None
     recipe.retrieval.temperature = None  # in the file
     recipe.train.method = "aurora"
-    recipe.prompts.preset = assembled.config.prompts.preset
+    recipe.prompts.preset = model.config.prompts.preset
     return recipe

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from aurora_ds.assemble import Assembled
+from aurora_ds.export.attached import Merged
 
 _BEAMS = (
     "Its beam search divides a text's score by another length, so texts may differ; greedy ones are the same."
@@ -41,16 +41,14 @@ print(processor.decode(ids[0], skip_special_tokens=True))"""
 
 
 def card(
-    architecture: str, assembled: Assembled, output: Path, description: str, arguments: dict[str, Any] | None
+    architecture: str, merged: Merged, output: Path, description: str, arguments: dict[str, Any] | None
 ) -> str:
     """The page. arguments: of `generate`, where the model writes texts."""
     if arguments is None:
-        code = _RETRIEVAL.format(enc_id=assembled.config.backbone.text.enc_id)
+        code = _RETRIEVAL.format(enc_id=merged.config.backbone.text.enc_id)
     else:
         text = (
-            "what is the dog doing?"
-            if assembled.config.task == "vqa"
-            else assembled.config.caption.prompt.strip()
+            "what is the dog doing?" if merged.config.task == "vqa" else merged.config.caption.prompt.strip()
         )
         listed = ", ".join(f"{name}={value}" for name, value in arguments.items())
         code = _WRITES.format(text=text, arguments=listed)
@@ -59,13 +57,13 @@ def card(
         architecture=architecture,
         folder=str(output),
         code=code,
-        differences="\n".join(f"- {sentence}" for sentence in known_differences(assembled)),
+        differences="\n".join(f"- {sentence}" for sentence in known_differences(merged)),
     )
 
 
-def known_differences(assembled: Assembled) -> list[str]:
+def known_differences(merged: Merged) -> list[str]:
     """Where transformers' model of the same weights answers otherwise, a sentence each."""
-    config = assembled.config
+    config = merged.config
     own = {
         "retrieval": [
             f"Matching wants [ENC] ({config.backbone.text.enc_id}) as the first token, which its processor does not "

@@ -13,12 +13,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from aurora_ds.assemble import Assembled
 from aurora_ds.backbones.models import BlipModel
 from aurora_ds.backbones.transformers_format import ARCHITECTURES, config_for, from_original
 from aurora_ds.config import GenerationConfig
 from aurora_ds.data.image import DEVIATION, MEAN
 from aurora_ds.errors import AuroraError
+from aurora_ds.export.attached import Merged
 from aurora_ds.export.probe import TOLERANCE, made_up, next_word
 from aurora_ds.export.transformers_card import card
 from aurora_ds.tasks.language import with_first
@@ -29,28 +29,24 @@ SENTENCE = "is there a small red square, or two?"  # what the processor is tried
 FIRST = {"retrieval": "[CLS]", "vqa": "[ENC]", "caption": "[CLS]"}
 
 
-def write(
-    folder: Path, tensors: dict[str, Tensor], assembled: Assembled, output: Path, description: str
-) -> None:
-    """Weights (published names), configuration, processor, generation settings and a README.md into `folder`, which
+def write(folder: Path, merged: Merged, output: Path, description: str) -> None:
+    """Weights, configuration, processor, generation settings and a README.md into `folder`, which
     will stand at `output`. Raises AuroraError for a model that transformers does not have."""
-    head, text = assembled.config.backbone.head, assembled.config.backbone.text
-    _write_json(folder / "config.json", config_for(assembled.config.backbone))
-    save_file(from_original(tensors), folder / "model.safetensors", metadata={"format": "pt"})
-    _write_processor(folder, assembled)
-    settings = generation_settings(assembled)
+    head, text = merged.config.backbone.head, merged.config.backbone.text
+    _write_json(folder / "config.json", config_for(merged.config.backbone))
+    save_file(from_original(merged.tensors), folder / "model.safetensors", metadata={"format": "pt"})
+    _write_processor(folder, merged)
+    settings = generation_settings(merged)
     if settings is not None:
         ids = {"bos_token_id": text.bos_id, "eos_token_id": text.sep_id, "pad_token_id": text.pad_id}
         _write_json(folder / "generation_config.json", generation_arguments(settings) | ids)
-    said = card(
-        ARCHITECTURES[head], assembled, output, description, settings and generation_arguments(settings)
-    )
+    said = card(ARCHITECTURES[head], merged, output, description, settings and generation_arguments(settings))
     (folder / "README.md").write_text(said, encoding="utf-8")
 
 
-def generation_settings(assembled: Assembled) -> GenerationConfig | None:
+def generation_settings(merged: Merged) -> GenerationConfig | None:
     """How the task writes texts; None for one that writes none."""
-    config = assembled.config
+    config = merged.config
     return None if config.task == "retrieval" else getattr(config, config.task).generation
 
 
@@ -66,11 +62,11 @@ def generation_arguments(settings: GenerationConfig) -> dict[str, Any]:
     }
 
 
-def _write_processor(folder: Path, assembled: Assembled) -> None:
+def _write_processor(folder: Path, merged: Merged) -> None:
     """The image transform of evaluation, and our tokenizer. A WordPiece vocabulary is BERT's tokenizer, which every
     release knows; a tokenizer.json of another kind is taken as it is."""
-    tokenizer, edge = assembled.tokenizer, assembled.config.backbone.vision.image_size
-    first = FIRST[assembled.config.backbone.head]
+    tokenizer, edge = merged.tokenizer, merged.config.backbone.vision.image_size
+    first = FIRST[merged.config.backbone.head]
     pictures = {
         "image_processor_type": "BlipImageProcessor",
         "processor_class": "BlipProcessor",
@@ -88,7 +84,7 @@ def _write_processor(folder: Path, assembled: Assembled) -> None:
         "tokenizer_class": "BertTokenizer" if tokenizer.path.suffix == ".txt" else "PreTrainedTokenizerFast",
         "processor_class": "BlipProcessor",
         "do_lower_case": True,
-        "model_max_length": assembled.config.backbone.text.max_positions,
+        "model_max_length": merged.config.backbone.text.max_positions,
         "model_input_names": ["input_ids", "attention_mask"],
         "clean_up_tokenization_spaces": True,
         "cls_token": first,
@@ -105,10 +101,10 @@ def _write_processor(folder: Path, assembled: Assembled) -> None:
 class Reader:
     """The directory as transformers loads it. Raises AuroraError when it does not take every tensor."""
 
-    def __init__(self, folder: Path, assembled: Assembled) -> None:
+    def __init__(self, folder: Path, merged: Merged) -> None:
         import transformers
 
-        self.folder, self.assembled, self.head = folder, assembled, assembled.config.backbone.head
+        self.folder, self.merged, self.head = folder, merged, merged.config.backbone.head
         kind = getattr(transformers, ARCHITECTURES[self.head])
         with _quiet():
             self.model, report = kind.from_pretrained(folder, output_loading_info=True, local_files_only=True)
@@ -124,8 +120,8 @@ class Reader:
     def outputs(self) -> dict[str, Tensor]:
         """As `probe.outputs`, computed by transformers."""
         given, text, model = (
-            made_up(self.assembled.config.backbone),
-            self.assembled.config.backbone.text,
+            made_up(self.merged.config.backbone),
+            self.merged.config.backbone.text,
             self.model,
         )
         tokens = model.vision_model(pixel_values=given.images).last_hidden_state
@@ -152,13 +148,14 @@ class Reader:
         }
 
     @torch.no_grad()
-    def check_greedy(self, ours: BlipModel, begin: Tensor, wanted: Tensor) -> str:
-        """Writes about the made-up input and compares with `wanted`, what the attached model wrote after `begin`.
+    def check_greedy(self, ours: BlipModel) -> str:
+        """Writes about the made-up input and compares with what the attached model wrote.
         Returns what was found, for the record. A text may differ from where two words are equally likely, to rounding.
 
         Raises AuroraError for any other difference. ours: the exported model, for the likelihoods."""
-        text, settings = self.assembled.config.backbone.text, generation_settings(self.assembled)
-        given = made_up(self.assembled.config.backbone)
+        text, settings = self.merged.config.backbone.text, generation_settings(self.merged)
+        begin, wanted = self.merged.begin, self.merged.written
+        given = made_up(self.merged.config.backbone)
         greedy = generation_arguments(settings.model_copy(update={"method": "greedy"}))
         ids, mask = with_first(given.ids, text.enc_id), given.mask
         if self.head == "caption":
@@ -198,8 +195,8 @@ class Reader:
 
         with _quiet():
             processor = BlipProcessor.from_pretrained(self.folder, local_files_only=True)
-        tokenizer = self.assembled.tokenizer
-        ids, _ = tokenizer.encode([SENTENCE], self.assembled.config.backbone.text.max_positions)
+        tokenizer = self.merged.tokenizer
+        ids, _ = tokenizer.encode([SENTENCE], self.merged.config.backbone.text.max_positions)
         wanted = with_first(ids, tokenizer.enc_id)[0].tolist() if self.head == "vqa" else ids[0].tolist()
         found = processor(text=SENTENCE)["input_ids"]
         if found != wanted:
