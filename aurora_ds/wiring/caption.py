@@ -155,7 +155,7 @@ class CaptionWiring(Wiring):
         media = training_captions(self.config)
         frequency = DocumentFrequency.of([tokenize(each).split() for each in captions] for captions in media)
         temporary = path.with_name(f".{path.name}")
-        frequency.save(temporary)
+        frequency.compact().save(temporary)
         os.replace(temporary, path)
 
     # ---- evaluation ------------------------------------------------------------------------------

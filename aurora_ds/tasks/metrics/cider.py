@@ -42,6 +42,12 @@ class DocumentFrequency:
             counts.update({ngram for text in texts for ngram in count_ngrams(text)})
         return cls(counts, documents)
 
+    def compact(self) -> DocumentFrequency:
+        """Without the n-grams of a single document, most of all: they weigh as much as those of none."""
+        return DocumentFrequency(
+            {ngram: count for ngram, count in self.counts.items() if count > 1}, self.documents
+        )
+
     def save(self, path: Path) -> None:
         """As JSON: `{"documents": n, "counts": {"a dog": 12, …}}`, the words of an n-gram joined by blanks."""
         counts = {" ".join(ngram): count for ngram, count in sorted(self.counts.items())}

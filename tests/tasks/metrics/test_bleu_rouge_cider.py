@@ -142,3 +142,13 @@ def test_another_frequency_file_is_refused(tmp_path: Path, content: str, message
     (tmp_path / "frequency.json").write_text(content)
     with pytest.raises(AuroraError, match=message):
         DocumentFrequency.load(tmp_path / "frequency.json")
+
+
+def test_ngrams_of_one_document_can_be_left_out() -> None:
+    texts = [[["a", "dog", "runs"]], [["a", "cat", "runs"], ["a", "cat"]], [["no", "dog"]]]
+    whole = DocumentFrequency.of(texts)
+    small = whole.compact()
+    assert set(small.counts) == {("a",), ("dog",), ("runs",)} and len(whole.counts) > 10
+    for candidate in (["a", "dog", "runs"], ["a", "cat", "sits"]):
+        scores = [CiderD(each).score(candidate, CiderD(each).prepare(texts[1])) for each in (whole, small)]
+        assert scores[0] == scores[1]
