@@ -115,7 +115,8 @@ class CaptionWiring(Wiring):
         options = self.config.caption
 
         def likelihood(captions: list[str]) -> dict[str, Any]:
-            texts = [options.prompt + _cleaned(caption, options.max_words) for caption in captions]
+            cleaned = [_cleaned(caption, options.max_words) for caption in captions]
+            texts = [f"{options.prompt.strip()} {caption}".strip() for caption in cleaned]
             input_ids, attention_mask = tokenizer.encode(texts, options.max_tokens)
             return {"input_ids": input_ids, "attention_mask": attention_mask}
 

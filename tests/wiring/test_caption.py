@@ -65,8 +65,9 @@ def judged(built: Assembled) -> Evaluation:
 # ---- batches
 
 
-def test_a_text_is_the_prompt_and_the_cleaned_caption(made: Path) -> None:
-    built = assembled(made, "caption.max_words=6", "caption.max_tokens=11")
+@pytest.mark.parametrize("prompt", ["'a picture of '", "A picture of"])
+def test_a_text_is_the_prompt_and_the_cleaned_caption(made: Path, prompt: str) -> None:
+    built = assembled(made, "caption.max_words=6", "caption.max_tokens=11", f"caption.prompt={prompt}")
     batch = built.wiring.train_texts(built.tokenizer)(
         ["A red ball: to the LEFT of (two) boxes!", "Two boxes.", "a a a a a a a a a a a a a a a a a a a a"]
     )
@@ -77,6 +78,13 @@ def test_a_text_is_the_prompt_and_the_cleaned_caption(made: Path) -> None:
         "a picture of a a a a a a",
     ]
     assert batch["attention_mask"].sum(1).tolist() == [11, 7, 11]
+
+
+def test_captions_need_no_prompt(made: Path) -> None:
+    built = assembled(made, "caption.prompt=''")
+    ids = built.wiring.train_texts(built.tokenizer)(["Two boxes"])["input_ids"]
+    assert built.tokenizer.decode(ids) == ["two boxes"]
+    assert len(judged(built).files[CAPTIONS_FILE]) == TEST
 
 
 def test_long_captions_lose_their_end(made: Path) -> None:
