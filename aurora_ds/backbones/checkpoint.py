@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from aurora_ds.backbones import blip_nlvr, transformers_format
+from aurora_ds.backbones.made_for import another_task
 from aurora_ds.backbones.models import BlipModel, new_model
 from aurora_ds.backbones.published import (
     published_tensors,
@@ -37,14 +38,12 @@ __all__ = [
     "sizes_of", "split_published", "to_published",
 ]  # fmt: skip
 
-BUILT_IN = {"builtin:world": Path(__file__).parent.parent / "quickstart" / "assets" / "backbone.safetensors"}
-OPTIONAL = ("temp",)  # models made for inference alone do not store it; BLIP's initial value stands in
-HEADS = ("vision_proj.", "text_proj.", "itm_head.")
-STARTS_FROM = {
-    "vqa": "question answering (backbone.head=vqa) starts from a VQA or a pre-trained checkpoint",
-    "caption": "captioning (backbone.head=caption) starts from a captioning or a pre-trained checkpoint",
-    "nlvr": "two-image reasoning (backbone.head=nlvr) starts from an NLVR2 or a pre-trained checkpoint",
+_ASSETS = Path(__file__).parent.parent / "quickstart" / "assets"
+BUILT_IN = {
+    "builtin:world": _ASSETS / "backbone.safetensors",
+    "builtin:world-language": _ASSETS / "language" / "backbone.safetensors",
 }
+OPTIONAL = ("temp",)  # models made for inference alone do not store it; BLIP's initial value stands in
 CHUNK = 1 << 20
 
 
@@ -81,14 +80,13 @@ def load_backbone(config: BackboneConfig, dtype: torch.dtype = torch.float32) ->
     if path.is_dir():
         transformers_format.check_sizes(path, config)
         state = transformers_format.to_original(state)
-    tensors, fresh = sort_published(state, config.head), []
-    _check_architecture(tensors.online, config, path)
+    tensors, fresh, advice = sort_published(state, config.head), [], another_task(state, config.head)
+    _check_architecture(tensors.online, config, path, advice)
     if config.head == "nlvr":
         tensors.online, fresh = blip_nlvr.from_pretrained(tensors.online, config.text)
     with torch.device("meta"):  # names and shapes only: the weights come from the file
         model = new_model(config)
     own = model.state_dict()
-    advice = STARTS_FROM.get(config.head)
     model.load_state_dict(_fit(tensors.online, own, path, dtype, advice=advice), assign=True)
     if config.momentum_weights == "read":
         expected = {n: t for n, t in own.items() if not n.startswith(("temp", "itm_head."))}
@@ -125,7 +123,8 @@ def resolve_checkpoint(checkpoint: str) -> Path:
     if not path.exists():
         raise AuroraError(
             f"backbone.checkpoint={checkpoint}: there is no such file or directory. It takes a published .pth "
-            "file, a .safetensors file with the same names, a directory in transformers' format, or builtin:world."
+            f"file, a .safetensors file with the same names, a directory in transformers' format, or one of "
+            f"{', '.join(BUILT_IN)}."
         )
     return path
 
@@ -182,13 +181,16 @@ def sizes_of(state: Mapping[str, Tensor]) -> dict[str, int | float]:
     return sizes
 
 
-def _check_architecture(state: Mapping[str, Tensor], config: BackboneConfig, path: Path) -> None:
+def _check_architecture(
+    state: Mapping[str, Tensor], config: BackboneConfig, path: Path, advice: str | None
+) -> None:
     sizes = sizes_of(state)
     if "vision.width" not in sizes or "text.width" not in sizes:
+        what = "is no BLIP checkpoint." if advice is None else f"does not fit this backbone. {advice}"
+        text = "text_decoder" if config.head == "caption" else "text_encoder"
         raise AuroraError(
-            f"{path} is no BLIP checkpoint: it lacks visual_encoder.patch_embed or the embeddings of a "
-            f"text transformer. Its names begin with {', '.join(sorted(state)[:4]) or 'nothing known'}."
-            + (f" Note that {STARTS_FROM[config.head]}." if config.head in STARTS_FROM else "")
+            f"{path} {what} It lacks visual_encoder.patch_embed or the embeddings of the text transformer ({text}.*). "
+            f"Its names begin with {', '.join(sorted(state)[:4]) or 'nothing known'}."
         )
     configured = {key: transformers_format.configured(config, key) for key in sizes}
     different = {
@@ -237,22 +239,14 @@ def _fit(
         if n in state and state[n].shape != own[n].shape
     ]
     if missing or unexpected or wrong:
-        headless = missing and not unexpected and all(n.startswith(HEADS) for n in missing)
-        if advice is not None:
-            advice = f"It seems to be made for another task: {advice}."
-        elif headless:
-            advice = (
-                "It seems to be made for another task (captioning, question answering): retrieval starts from a "
-                "pre-trained or a retrieval checkpoint."
-            )
-        else:
-            advice = (
-                "May be there without being used: text_decoder.*, position_ids, and momentum weights and queues "
-                "unless they are asked for."
-            )
+        unused = (
+            " May be there without being used: text_decoder.*, position_ids, and momentum weights and queues unless "
+            "they are asked for."
+        )
         raise AuroraError(
-            f"{path} does not fit this backbone. Missing {what}tensors: {_listed(missing)}. Unexpected: "
-            f"{_listed(unexpected)}. Of another shape: {_listed(wrong)}. {advice}"
+            f"{path} does not fit this backbone. {f'{advice} ' if advice else ''}Missing {what}tensors: "
+            f"{_listed(missing)}. Unexpected: {_listed(unexpected)}. Of another shape: {_listed(wrong)}."
+            f"{'' if advice else unused}"
         )
     result = {
         n: t.to(torch.float32 if n == "temp" else dtype, copy=True).contiguous() for n, t in state.items()

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from aurora_ds.backbones.checkpoint import load_backbone
+from aurora_ds.backbones.made_for import made_for
 from aurora_ds.backbones.published import published_tensors, split_published, to_published
 from aurora_ds.config import BackboneConfig
 from aurora_ds.errors import AuroraError
@@ -200,11 +201,15 @@ def test_a_captioner_is_not_made_of_an_answering_model(language_records):
         ("nlvr", "vqa", "crossattention.self0"),
         ("nlvr", "caption", "Missing tensors: text_decoder."),
         ("vqa", "retrieval", "retrieval starts from"),
+        ("retrieval", "vqa", "Missing tensors: text_decoder."),
+        ("retrieval", "caption", "of the text transformer (text_decoder.*)"),
+        ("caption", "retrieval", "of the text transformer (text_encoder.*)"),
+        ("caption", "nlvr", "(captioning): two-image reasoning"),
     ],
 )
-def test_a_file_of_another_task_says_what_it_takes(language_records, made_for, head, part):
+def test_a_file_of_another_task_says_what_it_takes(language_records, retrieval_record, made_for, head, part):
     refused(
-        language_records[made_for].config(head=head),
+        (language_records | {"retrieval": retrieval_record})[made_for].config(head=head),
         part,
         "seems to be made for another task",
         "starts from a",
@@ -216,12 +221,21 @@ def test_a_captioner_has_no_text_encoder_for_image_pairs(language_records):
 
 
 @pytest.mark.parametrize("head", ["vqa", "caption", "nlvr"])
+def test_files_say_what_they_were_made_for(language_records, retrieval_record, pretrained, head):
+    assert made_for(language_records[head].weights) == head
+    assert made_for(retrieval_record.weights) == "retrieval" and made_for(pretrained) == "pre-training"
+    assert made_for(["conv1.weight"]) is None
+
+
+@pytest.mark.parametrize("head", ["vqa", "caption", "nlvr"])
 def test_missing_and_unexpected_tensors_are_named(language_records, tmp_path, head):
     weights = dict(language_records[head].weights) | {"visual_encoder.extra": torch.zeros(1)}
     name = next(n for n in weights if n.endswith("layer.1.attention.self.key.bias"))
     del weights[name]
     config = language_records[head].config(head=head, checkpoint=save(tmp_path, weights))
-    refused(config, f"Missing tensors: {name}.", "Unexpected: visual_encoder.extra.")
+    refused(
+        config, f"Missing tensors: {name}.", "Unexpected: visual_encoder.extra.", "May be there without being"
+    )
 
 
 def test_sizes_of_a_decoder_are_compared(language_records):

@@ -247,3 +247,12 @@ def test_an_exported_model_is_exported_in_another_format(trained, exported, tmp_
     assert judged(tmp_path / "out", trained("caption"), tmp_path / "judged")["metrics"] == pytest.approx(
         wanted
     )
+
+
+def test_a_file_of_another_task_is_refused_before_anything_is_written(exported, tmp_path, capsys) -> None:
+    recipe = str(exported("caption", "merged") / "recipe.yaml")
+    changes = ["task=vqa", "backbone.head=vqa", f"data.shards={tmp_path}"]
+    assert main(["evaluate", recipe, *changes, "--output", str(tmp_path / "out")]) == 2
+    printed = capsys.readouterr().err
+    assert "made for another task (captioning)" in printed and "Missing tensors: text_encoder." in printed
+    assert not (tmp_path / "out").exists()
