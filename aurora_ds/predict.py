@@ -143,7 +143,7 @@ class Predictor:
             row: given_medium(kind, media[row], config, f"{kind} {row}") for row in dict.fromkeys(rows)
         }
         batch = torch.empty(len(rows), *decoded[rows[0]].shape(side))
-        for place, row in zip(batch, rows, strict=True):
+        for place, row in zip(batch.numpy(), rows, strict=True):
             decoded[row].write(place, config, None)
         with torch.inference_mode():
             return self.wiring.predict(

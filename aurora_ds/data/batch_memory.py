@@ -78,17 +78,19 @@ class Filling:
     def __init__(self, config: RunConfig, rows: int, memory: BatchMemory | None):
         self._config, self._rows, self._memory, self._place = config, rows, memory, 0
         self._slot: FilledSlot | None = None
-        self._batch: Tensor | None = None
+        self._batch: np.ndarray | None = None
 
     def add(self, medium: Medium | BlankMedium, random: np.random.Generator | None) -> None:
         """The next row, augmented with draws from `random` or not. Raises AuroraError for another shape than before."""
         shape = medium.shape(self._config.backbone.vision.image_size)
         if self._batch is None:
             self._slot = None if self._memory is None else self._memory.take((self._rows, *shape))
-            self._batch = torch.empty(self._rows, *shape) if self._slot is None else self._slot.writable()
+            self._batch = (
+                np.empty((self._rows, *shape), np.float32) if self._slot is None else self._slot.rows()
+            )
         if self._batch.shape[1:] != shape:
             raise AuroraError(
-                f"Sample {medium.key} is of shape {shape}, others of its batch are {tuple(self._batch.shape[1:])}. "
+                f"Sample {medium.key} is of shape {shape}, others of its batch are {self._batch.shape[1:]}. "
                 "Images and clips, or sets of different numbers of images, cannot be in one run: use shards of one "
                 "kind of media."
             )
@@ -98,7 +100,7 @@ class Filling:
     @property
     def filled(self) -> FilledSlot | Tensor | None:
         """float32 (rows, …) when all rows are there; its slot where it is in one."""
-        return self._slot or self._batch
+        return self._slot or (None if self._batch is None else torch.from_numpy(self._batch))
 
 
 class FilledSlot:
@@ -110,20 +112,20 @@ class FilledSlot:
     def __reduce__(self) -> tuple:
         return _arrived, (self.memory.name, self.number, self.shape)
 
-    def writable(self) -> Tensor:
-        """The rows, to be filled. For the process that took the slot."""
-        return torch.from_numpy(self.memory.rows(self.number, self.shape))
+    def rows(self) -> np.ndarray:
+        """Float32 of `shape`, to be filled. For the process that took the slot."""
+        return self.memory.rows(self.number, self.shape)
 
     def tensor(self) -> Tensor:
         """The rows; the slot is free when this tensor and all views of it are gone. Called once."""
-        rows = self.memory.rows(self.number, self.shape)
+        rows = self.rows()
         # PyTorch keeps exactly this array as long as it needs the numbers.
         weakref.finalize(rows, self.memory.release, self.number).atexit = False
         return torch.from_numpy(rows)
 
     def pin_memory(self, device: object = None) -> Tensor:
         """What DataLoader's pinning thread calls: a pinned copy; the slot is free at once."""
-        pinned = self.writable().pin_memory()
+        pinned = torch.from_numpy(self.rows()).pin_memory()
         self.memory.release(self.number)
         return pinned
 

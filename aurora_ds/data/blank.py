@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from aurora_ds.config import RunConfig
 from aurora_ds.data.reader import VIDEO_TYPES, ShardReader
@@ -28,9 +27,9 @@ class BlankMedium:
         """Of the tensor that the medium would become."""
         return (*self.leading, 3, size, size)
 
-    def write(self, out: Tensor, config: RunConfig, random: np.random.Generator | None) -> None:
+    def write(self, out: np.ndarray, config: RunConfig, random: np.random.Generator | None) -> None:
         """Zeros, whatever the size and the augmentation."""
-        out.zero_()
+        out.fill(0)
 
 
 def read_blank(reader: ShardReader, split: str, medium: int, frames: int) -> BlankMedium:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from aurora_ds.data.bad_sample import BadSample
 from aurora_ds.data.decode import open_image
-from aurora_ds.data.image import test_transform, to_tensor, train_transform
+from aurora_ds.data.image import write_pixels, write_test, write_train
 from aurora_ds.data.reader import Sample
 from aurora_ds.data.sampling import CLIP_SECONDS, Strategy, choose
 from aurora_ds.data.video import Decoder, sample_frames
@@ -72,18 +72,23 @@ def sample_clip(
     return np.stack(frames), stamps[numbers]
 
 
-def clip_transform(frames: np.ndarray, size: int, out: Tensor | None = None) -> Tensor:
-    """uint8 (T, H, W, 3) -> float32 (T, 3, size, size), normalised, written into `out` if given.
+def clip_transform(frames: np.ndarray, size: int) -> Tensor:
+    """uint8 (T, H, W, 3) -> float32 (T, 3, size, size), normalised.
 
     Bicubic, aspect not kept, unless the frames have that size already.
     """
-    out = torch.empty(len(frames), 3, size, size) if out is None else out
-    for frame, place in zip(frames, out, strict=True):
-        if frame.shape[:2] == (size, size):
-            to_tensor(frame, place)
-        else:
-            test_transform(Image.fromarray(frame), size, place)
+    out = torch.empty(len(frames), 3, size, size)
+    write_clip(frames, out.numpy())
     return out
+
+
+def write_clip(frames: np.ndarray, rows: np.ndarray) -> None:
+    """clip_transform into `rows`, float32 (T, 3, size, size)."""
+    for frame, planes in zip(frames, rows, strict=True):
+        if frame.shape[:2] == planes.shape[1:]:
+            write_pixels(frame, planes)
+        else:
+            write_test(Image.fromarray(frame), planes)
 
 
 def train_clip_transform(
@@ -93,21 +98,30 @@ def train_clip_transform(
     crop_scale: tuple[float, float] = (0.5, 1.0),
     horizontal_flip: bool = True,
     randaugment: bool = True,
-    out: Tensor | None = None,
 ) -> Tensor:
     """uint8 (T, H, W, 3) -> float32 (T, 3, size, size), normalised, every frame augmented by the same draws.
 
     One crop, one flip and the same operations for all frames, so that nothing moves that did not move in the clip.
-    Written into `out` if given.
     """
-    out = torch.empty(len(frames), 3, size, size) if out is None else out
+    out = torch.empty(len(frames), 3, size, size)
+    write_train_clip(frames, out.numpy(), random, crop_scale, horizontal_flip, randaugment)
+    return out
+
+
+def write_train_clip(
+    frames: np.ndarray,
+    rows: np.ndarray,
+    random: np.random.Generator,
+    crop_scale: tuple[float, float],
+    horizontal_flip: bool,
+    randaugment: bool,
+) -> None:
+    """train_clip_transform into `rows`, float32 (T, 3, size, size)."""
     ours = copy.deepcopy(random)
-    for number, (frame, place) in enumerate(zip(frames, out, strict=True)):
+    for number, (frame, planes) in enumerate(zip(frames, rows, strict=True)):
         # The last frame draws from `random` itself, which so ends where one image would leave it.
         draws = random if number == len(frames) - 1 else copy.deepcopy(ours)
-        image = Image.fromarray(frame)
-        train_transform(image, size, draws, crop_scale, horizontal_flip, randaugment, place)
-    return out
+        write_train(Image.fromarray(frame), planes, draws, crop_scale, horizontal_flip, randaugment)
 
 
 def _stored_times(sample: Sample) -> tuple[np.ndarray, float]:

@@ -1,9 +1,9 @@
 """Encoded image bytes -> RGB pixels, as BLIP opens images (Pillow's convert("RGB")), with limits.
 
-Pillow reads every header and decodes everything; where simplejpeg is installed it decodes the pixels of plain JPEGs,
-which gives the same pixels in less time. Only the formats that shards hold are tried, so no rarely used decoder ever
-sees data. As published, EXIF orientation and colour profiles are ignored, alpha is dropped and of an animation the
-first frame is taken. Unlike published, 16-bit grey is scaled, not clipped to white.
+Pillow decodes everything; where simplejpeg is installed it decodes plain JPEGs, which gives the same pixels in less
+time, and leaves to Pillow what is damaged or out of the ordinary. Only the formats that shards hold are tried, so no
+rarely used decoder ever sees data. As published, EXIF orientation and colour profiles are ignored, alpha is dropped and
+of an animation the first frame is taken. Unlike published, 16-bit grey is scaled, not clipped to white.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from aurora_ds.errors import AuroraError
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"}
 TRIED = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 Decoder = Literal["auto", "pillow", "simplejpeg"]
+_JPEG_START = b"\xff\xd8\xff"
 # What Pillow's decoders raise on damaged files.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError)
 
@@ -42,14 +43,16 @@ def open_with_extension(
     content: bytes, max_pixels: int, name: str, decoder: Decoder = "auto"
 ) -> tuple[Image.Image, str]:
     """open_image, and the extension (jpg, png, webp, gif, bmp) that fits the content, whatever the file was called."""
+    decode_jpeg = _jpeg_decoder(decoder)
+    pixels = decode_jpeg(content, max_pixels) if decode_jpeg and content.startswith(_JPEG_START) else None
+    if pixels is not None:
+        return _image(pixels), EXTENSIONS["JPEG"]
     with warnings.catch_warnings():
         # What Pillow says of palettes and odd headers nobody can act on here.
         warnings.simplefilter("ignore")
         image = _open(content, max_pixels, name)
-        decode_jpeg = _jpeg_decoder(decoder)
-        pixels = decode_jpeg(content, image) if decode_jpeg and image.format in ("JPEG", "MPO") else None
         try:
-            return (as_rgb(image) if pixels is None else _image(pixels)), EXTENSIONS[image.format]
+            return as_rgb(image), EXTENSIONS[image.format]
         except _DAMAGE as error:
             raise BadSample(f"Image {name} cannot be decoded: {error}.", reason="decode") from error
 
@@ -137,9 +140,9 @@ def _maps_rgb() -> bool:
 
 
 @cache
-def _jpeg_decoder(decoder: Decoder) -> Callable[[bytes, Image.Image], np.ndarray | None] | None:
-    """A function (content, its opened image) -> uint8 (H, W, 4), or None for what Pillow must decode; None: no such
-    function is wanted or installed."""
+def _jpeg_decoder(decoder: Decoder) -> Callable[[bytes, int], np.ndarray | None] | None:
+    """A function (content, most pixels) -> uint8 (H, W, 4), or None for what Pillow must decode or refuse; None: no
+    such function is wanted or installed."""
     if decoder == "pillow":
         return None
     try:
@@ -152,13 +155,10 @@ def _jpeg_decoder(decoder: Decoder) -> Callable[[bytes, Image.Image], np.ndarray
             "simplejpeg`, or set data.image_decoder to auto or pillow."
         ) from error
 
-    def decode(content: bytes, image: Image.Image) -> np.ndarray | None:
-        if image.mode not in ("RGB", "L"):
-            return None
+    def decode(content: bytes, max_pixels: int) -> np.ndarray | None:
         try:
             height, width, space, _ = simplejpeg.decode_jpeg_header(content)
-            # Memory is taken for the size that this header says, so it must be the one that was allowed.
-            if (width, height) != image.size or space not in ("YCbCr", "Gray"):
+            if width * height > max_pixels or space not in ("YCbCr", "Gray"):
                 return None
             return simplejpeg.decode_jpeg(content, colorspace="RGBX")
         except ValueError:  # damage: Pillow repairs it or names it

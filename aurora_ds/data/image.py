@@ -1,7 +1,8 @@
 """Image transforms of BLIP (arXiv 2201.12086, released code): RGB image -> float32 (3, size, size).
 
 Training: random crop of crop_scale of the area, bicubic to size, flip, RandAugment(2, 5). Test: bicubic to (size,
-size), aspect not kept. Then /255, minus mean, over deviation.
+size), aspect not kept. Then /255, minus mean, over deviation. The write_ functions fill rows of a batch by NumPy alone:
+a decoded image has emptied the caches, and a few calls of PyTorch then cost as much as the work between them.
 """
 
 from __future__ import annotations
@@ -24,17 +25,23 @@ RANDAUGMENT_OPERATIONS = 2
 RANDAUGMENT_LEVEL = 5
 
 
-def test_transform(image: Image.Image, size: int, out: Tensor | None = None) -> Tensor:
-    """RGB image -> float32 (3, size, size), normalised, written into `out` if given. Bicubic, aspect not kept."""
-    resized = image.resize((size, size), Image.Resampling.BICUBIC)
-    out = torch.empty(3, size, size) if out is None else out
-    # Pillow picks out a band faster than it separates all, and than NumPy turns pixels into planes.
-    bands = [np.frombuffer(resized.tobytes("raw", band), np.uint8) for band in "RGB"]
-    _normalise(out.numpy(), [band.reshape(size, size) for band in bands])
+def test_transform(image: Image.Image, size: int) -> Tensor:
+    """RGB image -> float32 (3, size, size), normalised. Bicubic, aspect not kept."""
+    out = torch.empty(3, size, size)
+    write_test(image, out.numpy())
     return out
 
 
 test_transform.__test__ = False  # its name is the published one; it is no test
+
+
+def write_test(image: Image.Image, planes: np.ndarray) -> None:
+    """test_transform into `planes`, float32 (3, size, size)."""
+    size = planes.shape[-1]
+    resized = image.resize((size, size), Image.Resampling.BICUBIC)
+    # Pillow picks out a band faster than it separates all, and than NumPy turns pixels into planes.
+    bands = [np.frombuffer(resized.tobytes("raw", band), np.uint8) for band in "RGB"]
+    _normalise(planes, [band.reshape(size, size) for band in bands])
 
 
 def train_transform(
@@ -44,18 +51,32 @@ def train_transform(
     crop_scale: tuple[float, float] = (0.5, 1.0),
     horizontal_flip: bool = True,
     randaugment: bool = True,
-    out: Tensor | None = None,
 ) -> Tensor:
-    """RGB image -> float32 (3, size, size), augmented with draws from `random` only, normalised; `out` as above."""
+    """RGB image -> float32 (3, size, size), augmented with draws from `random` only, normalised."""
+    out = torch.empty(3, size, size)
+    write_train(image, out.numpy(), random, crop_scale, horizontal_flip, randaugment)
+    return out
+
+
+def write_train(
+    image: Image.Image,
+    planes: np.ndarray,
+    random: np.random.Generator,
+    crop_scale: tuple[float, float],
+    horizontal_flip: bool,
+    randaugment: bool,
+) -> None:
+    """train_transform into `planes`, float32 (3, size, size)."""
     left, top, width, height = random_crop(image.width, image.height, crop_scale, random)
     # Crop, then resize: with resize(box=…) Pillow's filter would also see pixels outside the crop.
-    image = image.crop((left, top, left + width, top + height)).resize((size, size), Image.Resampling.BICUBIC)
+    image = image.crop((left, top, left + width, top + height))
+    image = image.resize((planes.shape[-1], planes.shape[-1]), Image.Resampling.BICUBIC)
     if horizontal_flip and random.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     pixels = np.asarray(image)
     if randaugment:
         pixels = rand_augment(pixels, RANDAUGMENT_OPERATIONS, RANDAUGMENT_LEVEL, random)
-    return to_tensor(pixels, out)
+    write_pixels(pixels, planes)
 
 
 def random_crop(
@@ -78,11 +99,16 @@ def random_crop(
     return (width - crop_width) // 2, (height - crop_height) // 2, crop_width, crop_height
 
 
-def to_tensor(pixels: np.ndarray, out: Tensor | None = None) -> Tensor:
-    """uint8 (H, W, 3) -> float32 (3, H, W): /255, minus mean, over deviation. Written into `out` if given."""
-    out = torch.empty(3, *pixels.shape[:2]) if out is None else out
-    _normalise(out.numpy(), pixels.transpose(2, 0, 1))
+def to_tensor(pixels: np.ndarray) -> Tensor:
+    """uint8 (H, W, 3) -> float32 (3, H, W): /255, minus mean, over deviation."""
+    out = torch.empty(3, *pixels.shape[:2])
+    write_pixels(pixels, out.numpy())
     return out
+
+
+def write_pixels(pixels: np.ndarray, planes: np.ndarray) -> None:
+    """to_tensor into `planes`, float32 (3, H, W)."""
+    _normalise(planes, pixels.transpose(2, 0, 1))
 
 
 def _normalise(planes: np.ndarray, bands: Sequence[np.ndarray]) -> None:

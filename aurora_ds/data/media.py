@@ -13,13 +13,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from aurora_ds.config import RunConfig, VideoConfig
 from aurora_ds.data.blank import BlankMedium, read_blank
-from aurora_ds.data.clip import clip_transform, sample_clip, train_clip_transform
+from aurora_ds.data.clip import sample_clip, write_clip, write_train_clip
 from aurora_ds.data.decode import open_image
-from aurora_ds.data.image import test_transform, train_transform
+from aurora_ds.data.image import write_test, write_train
 from aurora_ds.data.manifest import Manifest
 from aurora_ds.data.moments import stretch
 from aurora_ds.data.reader import BadSample, Sample, ShardReader
@@ -53,22 +52,22 @@ class Medium:
             return (3, size, size)
         return (len(self.pixels), 3, size, size)
 
-    def write(self, out: Tensor, config: RunConfig, random: np.random.Generator | None) -> None:
+    def write(self, out: np.ndarray, config: RunConfig, random: np.random.Generator | None) -> None:
         """Transforms it into `out`, float32 of `shape`. `random`: augmented with draws from it; None: not."""
-        size, data = config.backbone.vision.image_size, config.data
-        options = (data.crop_scale, data.horizontal_flip, data.randaugment)
+        data = config.data
+        options = (random, data.crop_scale, data.horizontal_flip, data.randaugment)
         if isinstance(self.pixels, np.ndarray):
             if random is None:
-                clip_transform(self.pixels, size, out)
+                write_clip(self.pixels, out)
             else:
-                train_clip_transform(self.pixels, size, random, *options, out)
+                write_train_clip(self.pixels, out, *options)
             return
         images = self.pixels if isinstance(self.pixels, list) else [self.pixels]
-        for image, place in zip(images, out.view(-1, 3, size, size), strict=True):
+        for image, planes in zip(images, out.reshape(-1, *out.shape[-3:]), strict=True):
             if random is None:
-                test_transform(image, size, place)
+                write_test(image, planes)
             else:
-                train_transform(image, size, random, *options, place)
+                write_train(image, planes, *options)
 
 
 class MediaReader:

@@ -13,6 +13,7 @@ from written_shards import Written, clip_sample, frames_sample, image_sample, wr
 from aurora_ds.config import RunConfig
 from aurora_ds.data import loader, media
 from aurora_ds.data.bad_sample import BadSample
+from aurora_ds.data.clip import clip_transform
 from aurora_ds.data.manifest import Manifest
 from aurora_ds.data.mixture import open_manifest
 from aurora_ds.data.moments import stretch
@@ -56,7 +57,7 @@ def test_training_and_evaluation_see_the_stretch(
     config = clip_config(run_config, clip, 2, window)
     (batch,) = loader.train_loader(config, tokenizer, 1, 0, 0)
     (evaluated,) = loader.eval_image_loader(config, "train", None, 1, 0, 1)
-    expected = media.clip_transform(frames_of(window), 16)
+    expected = clip_transform(frames_of(window), 16)
     assert all(torch.equal(image, expected) for image in [*batch["image"], *evaluated["image"]])
 
 
@@ -127,7 +128,7 @@ def test_moments_are_trained_on_with_the_frames_of_their_stretch(
     batches.sort(key=lambda batch: int(batch["sample_index"]))
     expected = [((0, 5), "it starts"), ((5, 15), "smoke"), ((10, 15), "the end")]
     for batch, (window, words) in zip(batches, expected, strict=True):
-        assert torch.equal(batch["image"][0], media.clip_transform(frames_of(window), 16))
+        assert torch.equal(batch["image"][0], clip_transform(frames_of(window), 16))
         assert torch.equal(batch["input_ids"], tokenizer.encode([words], 35)[0])
 
 
@@ -144,7 +145,7 @@ def test_moments_of_a_clip_are_drawn_alike_each_time(run_config: Configs, tokeni
 def test_evaluation_is_on_whole_clips_when_training_is_on_moments(run_config: Configs, moments: Path) -> None:
     config = clip_config(run_config, moments, 1, "moments")
     (batch,) = loader.eval_image_loader(config, "test", None, 1, 0, 1)
-    assert torch.equal(batch["image"][0], media.clip_transform(frames_of(None), 16))
+    assert torch.equal(batch["image"][0], clip_transform(frames_of(None), 16))
     assert media.medium_shape(config, open_manifest(config), "test") == (3, 3, 16, 16)
 
 

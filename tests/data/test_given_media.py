@@ -33,7 +33,7 @@ def tensor(kind: Kind, given: Any, config: RunConfig | None = None) -> torch.Ten
     config = config or configured()
     medium = given_medium(kind, given, config, "the medium")
     out = torch.full(medium.shape(SIDE), torch.nan)
-    medium.write(out, config, None)
+    medium.write(out.numpy(), config, None)
     return out
 
 

@@ -241,7 +241,7 @@ def test_slots_come_back_when_nobody_looks_at_them() -> None:
     first, second = memory.take((2, 6)), memory.take((3, 4))
     assert {first.number, second.number} == {0, 1} and memory.take((2, 6)) is None
     assert memory.take((13, 1)) is None, "larger than a slot"
-    first.writable()[:] = 7.0
+    first.rows()[:] = 7.0
     tensor = first.tensor()
     row = tensor[1]
     del tensor
