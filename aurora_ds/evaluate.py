@@ -39,6 +39,7 @@ def results_record(
         "split": assembled.config.data.eval_split,
         "metrics": {name: round(value, 4) for name, value in evaluation.metrics.items()},
         **provenance(assembled, adapter),
+        **({"media": "blank"} if assembled.config.data.media == "blank" else {}),
         **evaluation.facts,
         "world_size": process_group.world_size(),
         "seconds": round(seconds, 2),
@@ -102,6 +103,7 @@ def placed(record: dict[str, Any], of_task: Sequence[str]) -> str:
         [
             f"{backbone['name']} (sha256 {str(backbone['sha256'])[:12]})",
             *of_task,
+            *(["blank media"] if record.get("media") == "blank" else []),
             f"preset {record['preset']}",
             f"seed {record['seed']}",
         ]

@@ -8,7 +8,7 @@ CIDEr + BLEU-4, of which CIDEr is by far the larger part.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -297,19 +297,13 @@ def _cleaned(caption: str, max_words: int) -> str:
     return cleaned
 
 
-def _by_domain(records: list[Mapping[str, Any]], cider: list[float]) -> dict[str, float]:
+def _by_domain(records: Sequence[Mapping[str, Any]], cider: Sequence[float]) -> dict[str, float]:
     """nocaps: mean CIDEr-D of each domain's images, with the document frequencies of all; empty for others."""
-    domains = sorted({record["domain"] for record in records if record.get("domain")})
+    of_domain: dict[str, list[float]] = {}
+    for record, score in zip(records, cider, strict=True):
+        if record.get("domain"):
+            of_domain.setdefault(record["domain"], []).append(score)
     return {
-        f"cider_{domain.replace('-', '_')}": 100
-        * float(
-            np.mean(
-                [
-                    score
-                    for record, score in zip(records, cider, strict=True)
-                    if record.get("domain") == domain
-                ]
-            )
-        )
-        for domain in domains
+        f"cider_{domain.replace('-', '_')}": 100 * float(np.mean(scores))
+        for domain, scores in sorted(of_domain.items())
     }

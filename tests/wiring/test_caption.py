@@ -191,9 +191,12 @@ def test_any_number_of_ranks_writes_the_same(made: Path, monkeypatch: pytest.Mon
     assert rows == [row["caption"] for row in expected]
 
 
-def test_a_split_without_captions_gives_the_file_alone(made: Path, tmp_path: Path) -> None:
-    assert evaluate.main([str(made), "data.eval_split=bare", "--output", str(tmp_path)]) == 0
-    assert read(tmp_path / "results.json")["metrics"] == {}
+def test_a_split_without_captions_gives_the_file_alone(made: Path, tmp_path: Path, capsys) -> None:
+    overrides = ["data.eval_split=bare", "data.media=blank"]
+    assert evaluate.main([str(made), *overrides, "--output", str(tmp_path)]) == 0
+    record, printed = read(tmp_path / "results.json"), " ".join(capsys.readouterr().out.split())
+    assert (record["metrics"], record["media"]) == ({}, "blank")
+    assert "bare: 3 images" in printed and "no ground truth" in printed and "blank media" in printed
     rows = read(tmp_path / CAPTIONS_FILE)
     assert [row["image_id"] for row in rows] == [1030, 1031, 1032]
     assert all(set(row) == {"image_id", "caption"} for row in rows)
