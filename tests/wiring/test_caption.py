@@ -314,6 +314,14 @@ def test_the_second_stage_begins_with_the_first_ones_adapter_and_resumes_exactly
     assert all("train/reward" in line for line in lines if "train/loss" in line)
 
 
+def test_parameters_that_are_cut_up_are_refused(made: Path, tmp_path: Path) -> None:
+    built = assembled(made, *SELF_CRITICAL)
+    next(built.task.parameters()).ds_id = 0  # as ZeRO-3 of a --deepspeed-config leaves them
+    with pytest.raises(AuroraError, match="does not work with ZeRO stage 3"):
+        built.wiring.before_training(built.task, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_document_frequencies_of_another_run_can_be_given(
     likelihood: Path, made: Path, tmp_path: Path
 ) -> None:
