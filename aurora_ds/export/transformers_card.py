@@ -71,12 +71,15 @@ def known_differences(merged: Merged) -> list[str]:
             "It stores no temperature (record.json has it) and does not re-rank.",
         ],
         "vqa": [
-            "When answers are written, it sees the padding of questions: give questions one by one, or of one length.",
             "It writes answers; it does not rank a list.",
             'Questions come to us in lower case, without .!"()*#:;~.',
         ],
         "caption": ["The prompt is part of what it returns."],
     }[config.task]
+    if config.task == "vqa" and config.vqa.question_padding == "masked":
+        own.append(
+            "When answers are written, it sees the padding of questions: give questions one by one, or of one length."
+        )
     if config.task != "retrieval":
         method = getattr(config, config.task).generation.method
         own += [_BEAMS] if method == "beam" else []

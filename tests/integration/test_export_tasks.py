@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,11 +16,13 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny_runs import draw, pair_shards, recipe
 
+import aurora_ds
 from aurora_ds.assemble import Assembled
 from aurora_ds.cli import main
 from aurora_ds.errors import AuroraError
 from aurora_ds.export import run as export
 from aurora_ds.export.attached import build, config_of, read_trained
+from aurora_ds.recipe import load_config
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
@@ -115,6 +118,35 @@ def test_the_recipe_beside_it_gives_the_results_of_the_run(
     assert found["metrics"] == pytest.approx(wanted["metrics"]) and found["method"] == "frozen"
     for file in tmp_path.glob("*_result.json"):  # what it said, question by question, picture by picture
         assert json.loads(file.read_text()) == json.loads((trained(head) / file.name).read_text())
+
+
+@pytest.mark.parametrize(
+    ("head", "overrides"),
+    [
+        ("vqa", ("vqa.inference=rank", "data.video.frames=3")),
+        ("nlvr", ("train.method=heads",)),
+        ("caption", ("prompts.preset=released", "caption.generation.method=beam", "caption.prompt=there is")),
+    ],
+)
+def test_the_run_s_settings_go_with_it(head, overrides, trained, tmp_path) -> None:
+    """Into evaluation, and into predictions, which have neither recipe nor shards."""
+    run = trained(head, *overrides)
+    export(run, "merged", tmp_path / "out")
+    wanted = json.loads((run / "results.json").read_text())
+    found = judged(tmp_path / "out", run, tmp_path / "judged")
+    assert found["metrics"] == pytest.approx(wanted["metrics"])
+    assert {key: found[key] for key in ("task", "preset")} == {key: wanted[key] for key in ("task", "preset")}
+    told, recipe = (
+        load_config(str(path)) for path in (run / "config.yaml", tmp_path / "out" / "recipe.yaml")
+    )
+    assert getattr(recipe, head) == getattr(told, head) and recipe.data.video == told.data.video
+
+    photo = np.random.default_rng(1).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    asked = {"images": [photo, photo[::-1].copy()]} if head == "nlvr" else {"image": photo}
+    asked |= {} if head == "caption" else {"text": "both are red"}
+    said = [aurora_ds.load(folder).predict(**asked) for folder in (run, tmp_path / "out")]
+    key = {"nlvr": "probabilities", "vqa": "answer", "caption": "caption"}[head]
+    assert said[0][key] == pytest.approx(said[1][key]) if head == "nlvr" else said[0][key] == said[1][key]
 
 
 @pytest.mark.parametrize("head", ["vqa", "caption", "nlvr"])
@@ -247,6 +279,17 @@ def test_an_exported_model_is_exported_in_another_format(trained, exported, tmp_
     assert judged(tmp_path / "out", trained("caption"), tmp_path / "judged")["metrics"] == pytest.approx(
         wanted
     )
+
+
+def test_a_vocabulary_that_is_a_tokenizer_json_goes_along(exported, tmp_path) -> None:
+    """transformers itself saves no vocab.txt; the directory has to lead on from one that it saved."""
+    first = shutil.copytree(exported("vqa", "transformers"), tmp_path / "first")
+    (first / "vocab.txt").unlink()
+    record = export(first, "transformers", tmp_path / "out")
+    assert record["greedy_texts"] == "the same ids"
+    settings = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast" and settings["cls_token"] == "[ENC]"
+    assert not (tmp_path / "out" / "vocab.txt").exists()
 
 
 def test_a_file_of_another_task_is_refused_before_anything_is_written(exported, tmp_path, capsys) -> None:
