@@ -6,13 +6,13 @@ import torch
 import triton
 import triton.language as tl
 
-from aurora_ds.kernels import choice
+from aurora_ds.kernels.gpu.launch import target
 
 
 def precision() -> str:
     """How fp32 tiles are multiplied: as torch is set to multiply fp32 matrices. `widened`: as fp32, whatever they are,
     because Triton's interpreter keeps bfloat16 as bare bits and would multiply those."""
-    if choice.interpreted():
+    if target() == "interpreter":
         return "widened"
     return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
 

@@ -7,7 +7,8 @@ import triton.language as tl
 from torch import Tensor
 
 from aurora_ds.kernels.gpu.dots import multiply_add, precision
-from aurora_ds.kernels.gpu.tiles import rank_tile
+from aurora_ds.kernels.gpu.launch import launch
+from aurora_ds.kernels.gpu.tiles import options, rank_tile
 
 TILE = 64
 
@@ -59,7 +60,9 @@ def merge(weight: Tensor, down: Tensor, mix: Tensor, inputs: int, scale: float) 
     """Add scale·ΔW to `weight`, whatever its strides."""
     rank, width = down.shape
     grid = (triton.cdiv(weight.shape[0], TILE), triton.cdiv(width, TILE) * inputs)
-    merge_kernel[grid](
+    launch(
+        merge_kernel,
+        grid,
         weight,
         down.contiguous(),
         mix.contiguous(),
@@ -71,8 +74,6 @@ def merge(weight: Tensor, down: Tensor, mix: Tensor, inputs: int, scale: float) 
         RANK=rank,
         PRECISION=precision(),
         TILE=TILE,
-        RANKS=rank_tile(rank),
-        num_warps=4,
-        num_stages=2,
-        enable_fp_fusion=True,
+        RANKS=rank_tile(rank, mix.dtype),
+        **options(4, 2),
     )

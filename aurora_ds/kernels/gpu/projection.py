@@ -6,19 +6,11 @@ import torch
 import triton
 from torch import Tensor
 
-from aurora_ds.kernels import choice
 from aurora_ds.kernels.gpu import tiles
 from aurora_ds.kernels.gpu.dots import precision
+from aurora_ds.kernels.gpu.launch import launch
 from aurora_ds.kernels.gpu.projection_kernels import projection_kernel, reduction_kernel, skinny_kernel
 from aurora_ds.kernels.philox import threshold
-
-PART_ROWS = (
-    1024  # rows of one part of a reduction: the split, and so the result, follows from the shape alone
-)
-
-
-def _tiles(kind, dtype: torch.dtype) -> tiles.Tiles:
-    return tiles.SMALL if choice.interpreted() else kind(dtype, choice.family())
 
 
 def _project(
@@ -43,9 +35,11 @@ def _project(
     out = x.new_empty(rows, blocks * width)
     if not out.numel():
         return out
-    size = _tiles(tiles.projection_tiles, x.dtype)
+    size = tiles.projection_tiles(x.dtype)
     grid = (triton.cdiv(rows, size.rows) * triton.cdiv(width, size.columns) * blocks,)
-    projection_kernel[grid](
+    launch(
+        projection_kernel,
+        grid,
         x,
         weight,
         bias,
@@ -73,7 +67,7 @@ def _project(
         ROWS=size.rows,
         COLUMNS=size.columns,
         INNER=size.inner,
-        RANKS=tiles.rank_tile(rank),
+        RANKS=tiles.rank_tile(rank, x.dtype),
         **size.launch,
     )
     return out
@@ -101,9 +95,11 @@ def _skinny(
     out = x.new_empty(rows, pieces * rank)
     if not out.numel():
         return out
-    size, width = _tiles(tiles.skinny_tiles, x.dtype), tiles.rank_tile(rank)
+    size, width = tiles.skinny_tiles(x.dtype), tiles.rank_tile(rank, x.dtype)
     grid = (triton.cdiv(rows, size.rows), triton.cdiv(rank, width) * (1 if shared else pieces))
-    skinny_kernel[grid](
+    launch(
+        skinny_kernel,
+        grid,
         x,
         q,
         diagonal,
@@ -135,14 +131,16 @@ def _skinny(
 def _reduce(p: Tensor, q: Tensor, columns: int, pieces: int) -> Tensor:
     """Σ_m p[m]ᵀ q[m] -> (columns, columns of q) fp32; row m of p is a `pieces`-th of a stored row."""
     rows, narrow = q.shape
-    size = _tiles(tiles.reduction_tiles, p.dtype)
-    part_rows = 2 * size.inner if choice.interpreted() else PART_ROWS
+    size = tiles.reduction_tiles(p.dtype)
+    part_rows = tiles.part_rows(size.inner)
     parts = triton.cdiv(rows, part_rows)
     out = torch.empty(parts, columns, narrow, dtype=torch.float32, device=p.device)
     if out.numel():
-        width = tiles.rank_tile(narrow)
+        width = tiles.rank_tile(narrow, p.dtype)
         grid = (triton.cdiv(columns, size.rows) * triton.cdiv(narrow, width), parts)
-        reduction_kernel[grid](
+        launch(
+            reduction_kernel,
+            grid,
             p,
             q,
             out,

@@ -50,7 +50,7 @@ def projection_kernel(
     INNER: tl.constexpr,
     RANKS: tl.constexpr,
 ):
-    """y[m, b·WIDTH + n] = bias + s·Σ_i Z_i T_i + Σ_k x[m, k] w[k, …]; T scaled by its diagonal where one is given."""
+    """y[m, b·WIDTH + n] = bias + s·Σ_i Z_i T_i + Σ_k x[m, k] w[k, …]; a diagonal scales the columns of Z."""
     per_block: tl.constexpr = (WIDTH + COLUMNS - 1) // COLUMNS
     across: tl.constexpr = per_block * BLOCKS
     down = tl.cdiv(M, ROWS)
@@ -69,8 +69,8 @@ def projection_kernel(
 
     # The low-rank part comes first: then its scale multiplies the fp32 sums, and no second accumulator is needed.
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for piece in tl.static_range(PIECES):
-        for first in tl.static_range(0, RANK, RANKS):
+    for piece in range(PIECES):
+        for first in range(0, RANK, RANKS):
             ranks = first + tl.arange(0, RANKS)
             inside_ranks = ranks < RANK
             z_tile = tl.load(
@@ -85,7 +85,7 @@ def projection_kernel(
             )
             if diagonal is not None:
                 scaling = tl.load(diagonal + (block + piece) * RANK + ranks, mask=inside_ranks, other=0.0)
-                t_tile = (t_tile.to(tl.float32) * scaling[:, None]).to(t_tile.dtype)
+                z_tile = (z_tile.to(tl.float32) * scaling[None, :]).to(z_tile.dtype)
             total = multiply_add(z_tile, t_tile, total, PRECISION)
     total *= scale
 
@@ -151,8 +151,9 @@ def skinny_kernel(
     inner = tl.arange(0, INNER)
 
     total = tl.zeros((ROWS, RANKS), tl.float32)
-    for block in tl.static_range(BLOCKS):
-        part = tl.zeros((ROWS, RANKS), tl.float32)
+    for block in range(BLOCKS):
+        if diagonal is not None and not SHARED:
+            scaling = tl.load(diagonal + block * RANK + ranks, mask=inside_ranks, other=0.0)
         x_tile_at = x + rows_wide[:, None] * x_row + (piece * X_PIECE + block * K + inner)[None, :] * x_column
         q_tile_at = q + piece * Q_PIECE + inner[:, None] * Q_INNER + ranks[None, :] * Q_RANK
         for first in range(0, K, INNER):
@@ -163,16 +164,15 @@ def skinny_kernel(
                 inside = inner < K - first
                 x_tile = tl.load(x_tile_at, mask=inside_rows[:, None] & inside[None, :], other=0.0)
                 q_tile = tl.load(q_tile_at, mask=inside[:, None] & inside_ranks[None, :], other=0.0)
-            part = multiply_add(x_tile, q_tile, part, PRECISION)
+            if diagonal is not None and not SHARED:
+                q_tile = (q_tile.to(tl.float32) * scaling[None, :]).to(q_tile.dtype)
+            total = multiply_add(x_tile, q_tile, total, PRECISION)
             x_tile_at += INNER * x_column
             q_tile_at += INNER * Q_INNER
-        if diagonal is not None and not SHARED:
-            part *= tl.load(diagonal + block * RANK + ranks, mask=inside_ranks, other=0.0)[None, :]
-        total += part
     total *= scale
 
     groups: tl.constexpr = (RANK + 3) // 4
-    for step in tl.static_range(PIECES if SHARED else 1):
+    for step in range(PIECES if SHARED else 1):
         value = total
         at = piece + step
         if SHARED:

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 import triton
@@ -17,7 +18,8 @@ import triton.language as tl
 from torch import Tensor
 
 from aurora_ds.kernels.gpu.dots import multiply_add, precision
-from aurora_ds.kernels.gpu.tiles import rank_tile
+from aurora_ds.kernels.gpu.launch import launch
+from aurora_ds.kernels.gpu.tiles import options, rank_tile
 from aurora_ds.kernels.reconstruct import Plan
 
 ROWS = 64  # of V in a tile
@@ -172,15 +174,13 @@ def _tables(plan: Plan, device: torch.device) -> tuple[Tensor, Tensor, Tensor, i
     return as_table(columns), as_table(order), as_table(tiles), most
 
 
-def _meta(rank: int) -> dict[str, int | str]:
+def _meta(rank: int) -> dict[str, Any]:
     return {
         "RANK": rank,
         "PRECISION": precision(),
         "ROWS": ROWS,
-        "RANKS": rank_tile(rank),
-        "num_warps": 4,
-        "num_stages": 2,
-        "enable_fp_fusion": True,
+        "RANKS": rank_tile(rank, torch.float32),
+        **options(4, 2),
     }
 
 
@@ -188,9 +188,9 @@ def forward(up: Tensor, slices: Tensor, plan: Plan, dtype: torch.dtype) -> Tenso
     """All A in one buffer of `dtype`."""
     columns, *_ = _tables(plan, up.device)
     out = up.new_empty(sum(height * across for height, across in plan.shapes), dtype=dtype)
-    across = triton.cdiv(plan.rank, rank_tile(plan.rank))
+    across = triton.cdiv(plan.rank, rank_tile(plan.rank, torch.float32))
     grid = (len(columns), triton.cdiv(plan.distinct[-1], ROWS), across)
-    blocks_kernel[grid](up.contiguous(), slices.contiguous(), columns, out, **_meta(plan.rank))
+    launch(blocks_kernel, grid, up.contiguous(), slices.contiguous(), columns, out, **_meta(plan.rank))
     return out
 
 
@@ -198,12 +198,22 @@ def backward(gradient: Tensor, up: Tensor, slices: Tensor, plan: Plan) -> tuple[
     """Gradients of V, one above the other, and of G."""
     columns, order, tiles, most = _tables(plan, up.device)
     up, slices = up.contiguous(), slices.contiguous()
-    across, meta = triton.cdiv(plan.rank, rank_tile(plan.rank)), _meta(plan.rank)
+    across, meta = triton.cdiv(plan.rank, rank_tile(plan.rank, torch.float32)), _meta(plan.rank)
     d_slices = torch.empty_like(slices)
-    slice_gradient_kernel[(len(columns), across, across)](gradient, up, columns, d_slices, **meta)
+    launch(slice_gradient_kernel, (len(columns), across, across), gradient, up, columns, d_slices, **meta)
     # a V with fewer columns than another leaves its last parts untouched
     d_up = up.new_zeros(triton.cdiv(most, PART), *up.shape)
-    up_gradient_kernel[(len(tiles), across, len(d_up))](
-        gradient, slices, columns, order, tiles, d_up, up.shape[0], PART=PART, **meta
+    launch(
+        up_gradient_kernel,
+        (len(tiles), across, len(d_up)),
+        gradient,
+        slices,
+        columns,
+        order,
+        tiles,
+        d_up,
+        up.shape[0],
+        PART=PART,
+        **meta,
     )
     return d_up.sum(0), d_slices

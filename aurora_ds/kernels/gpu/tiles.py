@@ -8,6 +8,8 @@ from typing import Any
 import torch
 import triton
 
+from aurora_ds.kernels.gpu.launch import target
+
 
 @dataclass(frozen=True)
 class Tiles:
@@ -21,35 +23,51 @@ class Tiles:
 
     @property
     def launch(self) -> dict[str, Any]:
-        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
+        return options(self.warps, self.stages)
 
 
-SMALL = Tiles(
-    32, 32, 32, 4, 2
-)  # for the interpreter: odd shapes cross tile edges, and little is computed twice
+def options(warps: int, stages: int) -> dict[str, Any]:
+    """Launch options. Fused multiply-adds are asked for by name, as Triton is about to change its default."""
+    return {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
 
 
-def rank_tile(rank: int) -> int:
-    """Columns of U and A that are taken at once: the rank, as a power of two from 16 to 64."""
-    return min(64, max(16, triton.next_power_of_2(rank)))
+# For the interpreter: odd shapes cross tile edges, and little is computed twice.
+_SMALL = Tiles(32, 32, 32, 4, 2)
 
 
-def projection_tiles(dtype: torch.dtype, target: str) -> Tiles:
-    """Of y and dx. 64 KB of shared memory on AMD's CDNA3, 163 KB or more on NVIDIA's from sm_80."""
-    wide = dtype == torch.float32
-    if target.startswith("gfx"):
-        return Tiles(128, 128, 16 if wide else 32, 8, 2)
-    return Tiles(128, 128, 32 if wide else 64, 8, 3)
+def rank_tile(rank: int, dtype: torch.dtype) -> int:
+    """Columns of U and A that are taken at once: the rank, as a power of two from 16 to 64; fp32 to 32, because its
+    products keep whole tiles in registers."""
+    return min(32 if dtype == torch.float32 else 64, max(16, triton.next_power_of_2(rank)))
 
 
-def skinny_tiles(dtype: torch.dtype, target: str) -> Tiles:
-    """Of x Uᵀ and dy A (columns: the rank tile, whatever stands here)."""
-    wide = dtype == torch.float32
-    if target.startswith("gfx"):
-        return Tiles(64, 64, 32, 4, 2)
-    return Tiles(128, 64, 32 if wide else 64, 4, 4)
+def projection_tiles(dtype: torch.dtype) -> Tiles:
+    """Of y and dx. CDNA3 has 64 KB of shared memory, NVIDIA from sm_80 on 163 KB or more."""
+    if target() == "interpreter":
+        return _SMALL
+    if dtype == torch.float32:
+        return Tiles(64, 64, 16, 4, 2)
+    if target().startswith("gfx"):
+        return Tiles(128, 128, 32, 8, 2)
+    return Tiles(128, 128, 64, 8, 3)
 
 
-def reduction_tiles(dtype: torch.dtype, target: str) -> Tiles:
-    """Of xᵀ dz and dyᵀ z: `inner` are the rows that are summed at a time."""
-    return Tiles(64, 64, 32, 4, 2 if target.startswith("gfx") else 4)
+def skinny_tiles(dtype: torch.dtype) -> Tiles:
+    """Of x Uᵀ and dy A; their columns are the rank tile."""
+    if target() == "interpreter":
+        return _SMALL
+    if dtype == torch.float32:
+        return Tiles(64, 32, 16, 4, 2)
+    return Tiles(64, 64, 64, 4, 2 if target().startswith("gfx") else 4)
+
+
+def reduction_tiles(dtype: torch.dtype) -> Tiles:
+    """Of xᵀ dz and dyᵀ z: `inner` are the rows that are summed at a time; their columns are the rank tile."""
+    if target() == "interpreter":
+        return _SMALL
+    return Tiles(64, 64, 16 if dtype == torch.float32 else 32, 4, 2 if target().startswith("gfx") else 4)
+
+
+def part_rows(inner: int) -> int:
+    """Rows of one part of a reduction: the split, and so the result, follows from the shape alone."""
+    return 2 * inner if target() == "interpreter" else 1024

@@ -1,0 +1,110 @@
+"""Compile recorded launches for GPUs that are not here, and read what the compiled kernels need.
+
+Triton carries the assemblers of both vendors, so this runs on any machine.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from aurora_ds.kernels.gpu.launch import Launch
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+# Bytes that one program may have: CUDA's programming guide (compute capabilities 8.0, 9.0, 10.0); CDNA3's whitepaper.
+SHARED_LIMIT = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
+_POINTERS = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.int64: "*i64",
+}
+_MATRIX_INSTRUCTIONS = ("HGMMA", "UTCHMMA", "HMMA", "v_mfma")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one compiled kernel needs: registers per thread, bytes spilled per thread, bytes of shared memory."""
+
+    kernel: str
+    target: str
+    registers: int
+    spilled: int
+    shared: int
+    matrix_instructions: dict[str, int]
+
+
+def _source(launch: Launch) -> tuple[ASTSource, dict]:
+    """What Triton's launcher would compile: pointers and integers that are multiples of 16 are known to be."""
+    kernel, signature, constants, facts = launch.kernel, {}, {}, {}
+    given = dict(zip(kernel.arg_names, launch.arguments, strict=False)) | launch.settings
+    for place, parameter in enumerate(kernel.params):
+        value, name = given.pop(parameter.name), parameter.name
+        by_value = isinstance(value, int) and not parameter.do_not_specialize
+        if isinstance(value, torch.Tensor):
+            signature[name], facts[(place,)] = _POINTERS[value.dtype], [["tt.divisibility", 16]]
+        elif parameter.is_constexpr or value is None or (by_value and value == 1):
+            signature[name], constants[(place,)] = "constexpr", value
+        elif isinstance(value, float):
+            signature[name] = "fp32"
+        else:
+            signature[name] = parameter.annotation_type or "i32"
+            if by_value and value % 16 == 0:
+                facts[(place,)] = [["tt.divisibility", 16]]
+    return ASTSource(kernel, signature, constants, facts), given
+
+
+def compile_for(launch: Launch, target: str) -> Resources:
+    """Compile and measure. Raises what Triton raises when the target cannot run the kernel."""
+    source, options = _source(launch)
+    compiled = triton.compile(source, target=TARGETS[target], options=options)
+    read = _from_amdgcn if target.startswith("gfx") else _from_cubin
+    registers, spilled, text = read(compiled.asm)
+    found = {name: len(re.findall(rf"\b{name}", text)) for name in _MATRIX_INSTRUCTIONS}
+    return Resources(
+        launch.kernel.fn.__name__,
+        target,
+        registers,
+        spilled,
+        compiled.metadata.shared,
+        {name: count for name, count in found.items() if count},
+    )
+
+
+def _from_cubin(assembly: dict) -> tuple[int, int, str]:
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(assembly["cubin"])
+        file.flush()
+
+        def output(*command: str) -> str:
+            return subprocess.run(
+                [str(tools / command[0]), *command[1:], file.name], capture_output=True, text=True, check=True
+            ).stdout
+
+        usage, text = output("cuobjdump", "-res-usage"), output("nvdisasm")
+    registers, stack, local = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", usage).groups()
+    return int(registers), int(stack) + int(local), text
+
+
+def _from_amdgcn(assembly: dict) -> tuple[int, int, str]:
+    text = assembly["amdgcn"]
+
+    def number(name: str) -> int:
+        return int(re.search(rf"\.{name}:\s+(\d+)", text).group(1))
+
+    spilled = 4 * (number("vgpr_spill_count") + number("sgpr_spill_count"))
+    return number("vgpr_count"), max(spilled, number("private_segment_fixed_size")), text

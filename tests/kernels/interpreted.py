@@ -1,0 +1,199 @@
+"""What runs in a process of its own, because Triton reads TRITON_INTERPRET when it is imported: every check of the
+kernels in Triton's interpreter. Reads a JSON list of checks from stdin, writes their findings to stdout.
+
+A check is {"what": name of a function here, …its arguments}."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import torch
+from torch import Tensor
+
+from aurora_ds.kernels import Plan, choice, draw_seed, dropout_mask, merge, prompted_linear, reconstruct
+from aurora_ds.kernels.prompted_linear import _fused
+from aurora_ds.kernels.reconstruct import _fused as _fused_reconstruct
+
+
+def distance(got: Tensor, want: Tensor) -> float:
+    """Relative, in the 2-norm; 0 for two empty tensors."""
+    if not want.numel():
+        return 0.0 if got.shape == want.shape else 1.0
+    return float((got.double() - want.double()).norm() / want.double().norm())
+
+
+def case(inputs, outputs, form, rank, width_in, width_out, rows, dtype, strided=False):
+    """x, W, b, U, A or V, the diagonals or None, and dy, each rounded to `dtype`."""
+    generator = torch.Generator().manual_seed(rank + rows)
+
+    def tensor(*shape, by=1.0, dtype=dtype):
+        return (torch.randn(*shape, generator=generator) / by**0.5).to(getattr(torch, dtype))
+
+    cp = form == "cp"
+    x = tensor(inputs * width_in, rows).t() if strided else tensor(rows, inputs * width_in)
+    mix = tensor(width_out, rank, by=rank) if cp else tensor(outputs * width_out, inputs * rank, by=rank)
+    return (
+        x,
+        tensor(outputs * width_out, inputs * width_in, by=inputs * width_in),
+        tensor(outputs * width_out),
+        tensor(rank, width_in, by=width_in),
+        mix,
+        tensor(max(inputs, outputs), rank, dtype="float32") if cp else None,
+        tensor(rows, outputs * width_out),
+    )
+
+
+def run(path, tensors, inputs, dropout=0.0, seed=None, wide=False):
+    """y and the gradients of x, U, A or V, and the diagonals."""
+    choice.use(path)
+    x, weight, bias, down, mix, diagonal, dy = (t.double() if wide and t is not None else t for t in tensors)
+    leaves = [t.detach().clone().requires_grad_() for t in (x, down, mix, diagonal) if t is not None]
+    if x.stride(1) != 1:  # clone keeps the strides of a dense tensor; make sure that they arrive
+        assert leaves[0].stride() == x.stride()
+    y = prompted_linear(
+        leaves[0], weight, bias, *leaves[1:], inputs=inputs, scale=0.7, dropout=dropout, seed=seed
+    )
+    return [y.detach(), *torch.autograd.grad(y, leaves, dy)]
+
+
+def projection(inputs, dropout, **sizes):
+    """Distances from float64, and whether a second run has the same bits."""
+    tensors, seed = case(inputs, **sizes), torch.tensor(3 << 40)
+    got = run("triton", tensors, inputs, dropout, seed)
+    again = run("triton", tensors, inputs, dropout, seed)
+    want = run("torch", tensors, inputs, dropout, seed, wide=True)
+    return {
+        "distances": [distance(a, b) for a, b in zip(got, want, strict=True)],
+        "repeats": all(torch.equal(a, b) for a, b in zip(got, again, strict=True)),
+    }
+
+
+def mask(rows, rank):
+    """The mask as the kernel applies it, against philox.dropout_mask."""
+    choice.use("triton")
+    seed, ones = draw_seed(), torch.ones
+    # W = 0, U = 1 and A = I: what comes out is the mask itself
+    y = prompted_linear(
+        ones(rows, 1),
+        torch.zeros(rank, 1),
+        None,
+        ones(rank, 1),
+        torch.eye(rank),
+        dropout=0.4,
+        seed=seed,
+    )
+    return {
+        "equal": torch.equal(y, dropout_mask(seed, rows, rank, 0.4, y)),
+        "kept": float((y > 0).float().mean()),
+    }
+
+
+def checkpointed():
+    """Gradients with the forward pass computed again, against those without."""
+    from torch.utils.checkpoint import checkpoint
+
+    choice.use("triton")
+    x, weight, bias, down, mix, _, _ = case(1, 3, "tucker", 5, 19, 21, 37, "float32")
+    found = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        leaves = [t.clone().requires_grad_() for t in (x, down, mix)]
+
+        def output(x, down, mix):
+            return prompted_linear(x, weight, bias, down, mix, dropout=0.5, seed=draw_seed())
+
+        y = checkpoint(output, *leaves, use_reentrant=False) if recompute else output(*leaves)
+        found.append(torch.autograd.grad(y.square().sum(), leaves))
+    return {"equal": all(torch.equal(a, b) for a, b in zip(*found, strict=True))}
+
+
+def reconstruction(rank, dtype):
+    """Sites of two widths, all layouts: A and gradients, distances from float64."""
+    plan = Plan((33, 20, 33, 33, 20, 80), (3, 1, 1, 4, 2, 1), (1, 1, 4, 1, 1, 1), rank)
+    generator = torch.Generator().manual_seed(rank)
+    up = [torch.randn(width, rank, generator=generator) for width in plan.distinct]
+    slices = torch.randn(sum(plan.columns), rank, rank, generator=generator)
+    gradients = [torch.randn(shape, generator=generator).to(getattr(torch, dtype)) for shape in plan.shapes]
+    found = []
+    for path, wide, out in (
+        ("triton", torch.float32, getattr(torch, dtype)),
+        ("triton", torch.float32, getattr(torch, dtype)),
+        ("torch", torch.float64, torch.float64),
+    ):
+        choice.use(path)
+        leaves = [t.to(wide).requires_grad_() for t in (*up, slices)]
+        mixes = reconstruct(leaves[:-1], leaves[-1], plan, out)
+        found.append(
+            [
+                *(m.detach() for m in mixes),
+                *torch.autograd.grad(mixes, leaves, [g.to(out) for g in gradients]),
+            ]
+        )
+    got, again, want = found
+    return {
+        "distances": [distance(a, b) for a, b in zip(got, want, strict=True)],
+        "repeats": all(torch.equal(a, b) for a, b in zip(got, again, strict=True)),
+    }
+
+
+def merging(inputs, rank, dtype):
+    """W after the merge, against float64; W lies in memory column by column."""
+    generator = torch.Generator().manual_seed(rank)
+    dtype = getattr(torch, dtype)
+    weight = torch.randn(inputs * 30, 50, generator=generator).to(dtype).t()
+    down, mix = (
+        torch.randn(*shape, generator=generator).to(dtype) for shape in ((rank, 30), (50, inputs * rank))
+    )
+    want = weight.double().clone()
+    choice.use("torch")
+    merge(want, down.double(), mix.double(), inputs, 0.3)
+    choice.use("triton")
+    merge(weight, down, mix, inputs, 0.3)
+    return {"distances": [distance(weight, want)]}
+
+
+def compiled(form):
+    """Distances of y and gradients under torch.compile, in one graph, from those without."""
+    choice.use("triton")
+    x, weight, bias, down, mix, diagonal, _ = case(1, 3, form, 5, 19, 21, 9, "float32")
+    leaves = [t.requires_grad_() for t in (x, down, mix, diagonal) if t is not None]
+
+    def output(seed):
+        return prompted_linear(x, weight, bias, down, mix, diagonal, dropout=0.5, seed=seed).square()
+
+    seed = draw_seed()
+    traced = torch.compile(output, fullgraph=True, backend="aot_eager")
+    pairs = zip(
+        torch.autograd.grad(traced(seed).sum(), leaves),
+        torch.autograd.grad(output(seed).sum(), leaves),
+        strict=True,
+    )
+    return {"distances": [distance(a, b) for a, b in pairs]}
+
+
+def registered():
+    """torch's own checks of the ops' schemas, fakes and gradients."""
+    x, weight, bias, down, mix, _, _ = case(1, 2, "tucker", 3, 5, 6, 4, "float32")
+    leaves = [t.requires_grad_() for t in (x, down, mix)]
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(
+        _fused, (leaves[0], weight, bias, *leaves[1:], None, 1, 1.0, 0.0, None), test_utils=tests
+    )
+    up, slices = torch.randn(8, 3, requires_grad=True), torch.randn(2, 3, 3, requires_grad=True)
+    torch.library.opcheck(_fused_reconstruct, (up, slices, [8], [2], [1], torch.float32), test_utils=tests)
+    return {"passed": True}
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    checks = json.load(sys.stdin)
+    findings = []
+    for check in checks:
+        arguments = dict(check)
+        findings.append(globals()[arguments.pop("what")](**arguments))
+    json.dump(findings, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

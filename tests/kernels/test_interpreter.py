@@ -1,0 +1,127 @@
+"""The Triton kernels in Triton's interpreter, against the formula in float64: odd shapes, ranks 1 to 70, all dtypes,
+both forms, all block layouts."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton")
+HERE = Path(__file__).parent
+# Relative distance from float64: inputs are the same numbers there, so this is rounding in between and of the result.
+BOUND = {"float32": 1e-6, "float16": 1e-3, "bfloat16": 8e-3}
+LAYOUTS = [(1, 1), (1, 2), (1, 3), (1, 4), (4, 1)]
+RANKS = [1, 3, 16, 33, 64, 70]
+SHAPES = [(19, 37, 41), (48, 64, 33), (33, 40, 7), (64, 32, 64), (1, 1, 1)]  # w_in, w_out, M
+
+
+def projection(layout, form, rank, shape, dtype, dropout, strided=False) -> dict[str, Any]:
+    width_in, width_out, rows = shape
+    return {
+        "what": "projection",
+        "inputs": layout[0],
+        "outputs": layout[1],
+        "form": form,
+        "rank": rank,
+        "width_in": width_in,
+        "width_out": width_out,
+        "rows": rows,
+        "dtype": dtype,
+        "dropout": dropout,
+        "strided": strided,
+    }
+
+
+def drawn(count: int) -> list[dict[str, Any]]:
+    """`count` cases of the whole grid, the same in every run, each value of each axis among the first of them."""
+    grid = list(itertools.product(LAYOUTS, ["tucker", "cp"], RANKS, SHAPES, BOUND, [0.0, 0.3]))
+    random.Random(5).shuffle(grid)
+    return [projection(*each) for each in grid[:count]]
+
+
+FEW = [
+    *drawn(14),
+    projection((1, 3), "tucker", 5, (19, 37, 41), "float32", 0.3, strided=True),
+    projection((4, 1), "cp", 5, (19, 37, 41), "bfloat16", 0.0, strided=True),
+    projection((1, 3), "tucker", 5, (19, 37, 0), "float32", 0.3),
+    projection((4, 1), "cp", 5, (19, 37, 0), "float32", 0.0),
+    {"what": "reconstruction", "rank": 3, "dtype": "float32"},
+    {"what": "reconstruction", "rank": 70, "dtype": "bfloat16"},
+    {"what": "merging", "inputs": 1, "rank": 5, "dtype": "float32"},
+    {"what": "merging", "inputs": 4, "rank": 64, "dtype": "float16"},
+]
+SINGLE = [
+    {"what": "mask", "rows": 37, "rank": 33},
+    {"what": "checkpointed"},
+    {"what": "compiled", "form": "tucker"},
+    {"what": "compiled", "form": "cp"},
+    {"what": "registered"},
+]
+
+
+def findings(checks: list[dict[str, Any]], timeout: int) -> list[dict[str, Any]]:
+    done = subprocess.run(
+        [sys.executable, str(HERE / "interpreted.py")],
+        input=json.dumps(checks),
+        env=os.environ
+        | {
+            "TRITON_INTERPRET": "1",
+            "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]),
+        },
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def few() -> dict[str, dict[str, Any]]:
+    checks = FEW + SINGLE
+    return {json.dumps(c): f for c, f in zip(checks, findings(checks, 280), strict=True)}
+
+
+def name(check: dict[str, Any]) -> str:
+    return " ".join(str(value) for value in check.values())
+
+
+@pytest.mark.parametrize("check", FEW, ids=name)
+def test_values_and_gradients_are_within_the_dtypes_bound(check, few):
+    found = few[json.dumps(check)]
+    assert max(found["distances"]) < BOUND[check["dtype"]], found
+    assert found.get("repeats", True)
+
+
+def test_the_kernels_mask_is_the_twins(few):
+    found = few[json.dumps(SINGLE[0])]
+    assert found["equal"] and 0.55 < found["kept"] < 0.65
+
+
+def test_recomputing_the_forward_pass_draws_the_same_mask(few):
+    assert few[json.dumps(SINGLE[1])]["equal"]
+
+
+@pytest.mark.parametrize("check", SINGLE[2:4], ids=name)
+def test_the_op_is_traced_without_a_break(check, few):
+    assert max(few[json.dumps(check)]["distances"]) == 0
+
+
+def test_the_ops_are_registered_as_torch_asks(few):
+    assert few[json.dumps(SINGLE[4])]["passed"]
+
+
+@pytest.mark.slow
+def test_a_large_part_of_the_grid():
+    checks = drawn(500)
+    for check, found in zip(checks, findings(checks, 3000), strict=True):
+        assert max(found["distances"]) < BOUND[check["dtype"]] and found["repeats"], (check, found)
