@@ -24,7 +24,10 @@ FLOORS = [
     ],
     ["prompts", "backbones", "data"],
     ["tasks", "runtime"],
-    ["wiring", "assemble", "report", "train", "evaluate", "verify", "export", "predict", "trained"],
+    [
+        *("wiring", "assemble", "report", "train", "evaluate", "verify", "export", "predict", "trained"),
+        *("multinode", "doctor"),
+    ],
     ["quickstart", "cli", "__main__", "__init__"],
 ]
 FLOOR = {part: number for number, parts in enumerate(FLOORS) for part in parts}

@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 from aurora_ds.errors import AuroraError
 from aurora_ds.kernels import choice, compiled
+from aurora_ds.runtime import interface
 
 # gloo's words in a plain RuntimeError; NCCL and the store raise DistError.
 _LOST_CONNECTION = (
@@ -66,6 +67,7 @@ def start(timeout_minutes: float = 30.0) -> None:
     backend = "nccl" if here.type == "cuda" else "gloo"
     timeout = timedelta(minutes=timeout_minutes)
     if launched:
+        interface.tell_gloo()
         # Without device_id NCCL guesses each rank's device at the first barrier, and warns that it may hang.
         binding = {"device_id": here} if here.type == "cuda" else {}
         dist.init_process_group(backend, timeout=timeout, **binding)
