@@ -1,9 +1,9 @@
 """Memory for batches that worker processes fill and the main process reads, used again and again.
 
 A fresh block for each batch costs about a tenth of what decoding costs: its pages are made and cleared one by one.
-Here a worker takes a free slot, writes the rows of a batch into it, and sends only the slot's number. The main process
-makes a tensor over the slot; when the last view of that is gone, the slot is free again. A batch that is kept just
-keeps its slot: when none is free, a worker takes fresh memory.
+Here a worker takes the first free slot, writes the rows of a batch into it, and sends only the slot's number. The main
+process makes a tensor over the slot; when the last view of that is gone, the slot is free again. A batch that is kept
+just keeps its slot: when none is free, a worker takes fresh memory. What is never needed is never made.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ class BatchMemory:
     _made: weakref.WeakValueDictionary[int, BatchMemory] = weakref.WeakValueDictionary()
 
     def __init__(self, slots: int, floats: int):
-        if slots > 255:
-            raise ValueError(f"{slots} slots do not fit into the byte that names one")
         self._floats = floats
         self._slots = [mmap.mmap(-1, max(1, floats * _FLOAT)) for _ in range(slots)]
-        # Numbers of free slots, one byte each: whoever reads a byte owns that slot.
-        self._free, self._freed = os.pipe()
-        os.set_blocking(self._free, False)
-        os.write(self._freed, bytes(range(slots)))
-        weakref.finalize(self, _close, self._free, self._freed)
+        # A pipe for each slot, with a byte in it as long as the slot is free: whoever reads the byte owns the slot.
+        self._pipes: list[tuple[int, int]] = []
+        weakref.finalize(self, _close, self._pipes)
+        for number in range(slots):
+            self._pipes.append(os.pipe())
+            os.set_blocking(self._pipes[number][0], False)
+            self.release(number)
         self.name = id(self)
         self._made[self.name] = self
 
@@ -52,11 +52,13 @@ class BatchMemory:
         """A free slot as float32 of `shape`; None when there is none, or it is too small."""
         if math.prod(shape) > self._floats:
             return None
-        try:
-            number = os.read(self._free, 1)
-        except BlockingIOError:
-            return None
-        return FilledSlot(self, number[0], shape)
+        for number, (free, _) in enumerate(self._pipes):
+            try:
+                os.read(free, 1)
+            except BlockingIOError:
+                continue
+            return FilledSlot(self, number, shape)
+        return None
 
     def rows(self, number: int, shape: tuple[int, ...]) -> np.ndarray:
         """The slot's numbers."""
@@ -64,7 +66,7 @@ class BatchMemory:
 
     def release(self, number: int) -> None:
         """The slot may be filled again."""
-        os.write(self._freed, bytes([number]))
+        os.write(self._pipes[number][1], b"\0")
 
     @classmethod
     def named(cls, name: int) -> BatchMemory:
@@ -146,6 +148,7 @@ def keep_freed_memory() -> None:
         mallopt(_TRIM_THRESHOLD, 64 * 2**20)
 
 
-def _close(*handles: int) -> None:
-    for handle in handles:
-        os.close(handle)
+def _close(pipes: list[tuple[int, int]]) -> None:
+    for pipe in pipes:
+        for end in pipe:
+            os.close(end)

@@ -363,8 +363,8 @@ def _loader(
     board = ReadingBoard(workers, batches.media.shard)
     batches.media.note = board.note
     if workers:
-        # as many as are under way, and two for the run that reads them
-        slots = min(workers * config.data.prefetch + 2, 255)
+        # as many as can be under way, and two for the run that reads them; each takes two file descriptors
+        slots = min(workers * config.data.prefetch + 2, 100)
         batches.memory = _batch_memory(
             slots, rows * config.data.video.frames * 3 * config.backbone.vision.image_size**2
         )

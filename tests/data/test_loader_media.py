@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -239,7 +240,7 @@ def test_a_batch_that_is_kept_is_never_written_again(run_config: Configs, tokeni
 def test_slots_come_back_when_nobody_looks_at_them() -> None:
     memory = BatchMemory(slots=2, floats=12)
     first, second = memory.take((2, 6)), memory.take((3, 4))
-    assert {first.number, second.number} == {0, 1} and memory.take((2, 6)) is None
+    assert (first.number, second.number) == (0, 1) and memory.take((2, 6)) is None
     assert memory.take((13, 1)) is None, "larger than a slot"
     first.rows()[:] = 7.0
     tensor = first.tensor()
@@ -249,6 +250,22 @@ def test_slots_come_back_when_nobody_looks_at_them() -> None:
     del row
     assert memory.take((2, 6)).number == first.number
     assert np.array_equal(memory.rows(0, (2, 2)).shape, (2, 2))
+
+
+def test_the_first_free_slot_is_taken_so_that_few_are_ever_touched() -> None:
+    memory = BatchMemory(slots=4, floats=12)
+    taken = [memory.take((12,)) for _ in range(3)]
+    for slot in (taken[2], taken[0]):
+        memory.release(slot.number)
+    assert [memory.take((12,)).number for _ in range(3)] == [0, 2, 3]
+
+
+def test_its_descriptors_are_closed_with_it() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    memory = BatchMemory(slots=5, floats=12)
+    assert len(os.listdir("/proc/self/fd")) == before + 10
+    del memory
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 @pytest.mark.gpu
