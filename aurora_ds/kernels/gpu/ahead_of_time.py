@@ -16,7 +16,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from aurora_ds.kernels.gpu.launch import Launch
+from aurora_ds.kernels.gpu import merging, projection, reconstruction
+from aurora_ds.kernels.gpu.launch import Launch, recording
+from aurora_ds.kernels.reconstruct import Plan
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -108,3 +110,51 @@ def _from_amdgcn(assembly: dict) -> tuple[int, int, str]:
 
     spilled = 4 * (number("vgpr_spill_count") + number("sgpr_spill_count"))
     return number("vgpr_count"), max(spilled, number("private_segment_fixed_size")), text
+
+
+@dataclass(frozen=True)
+class SiteShape:
+    """One adapted linear, as far as its kernels depend on it."""
+
+    d_out: int
+    d_in: int
+    outputs: int
+    inputs: int
+    rank: int
+    form: str  # tucker or cp
+    dtype: torch.dtype = torch.bfloat16
+
+
+def launches_of_projection(site: SiteShape, target: str, rows: int = 32 * 577) -> dict[str, Launch]:
+    """What one forward and backward pass of a site starts, by what it makes, with dropout."""
+    rank, inputs = site.rank, site.inputs
+
+    def empty(*shape: int, dtype: torch.dtype = site.dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    diagonal, mix = None, empty(site.d_out, inputs * rank)
+    if site.form == "cp":
+        diagonal = empty(max(site.outputs, inputs), rank, dtype=torch.float32)
+        mix = empty(site.d_out // site.outputs, rank)
+    x, weight, down = empty(rows, site.d_in), empty(site.d_out, site.d_in), empty(rank, site.d_in // inputs)
+    seed = torch.tensor(1 << 40)
+    with recording(target) as launches:
+        y, z = projection.forward(x, weight, empty(site.d_out), down, mix, diagonal, inputs, 1.0, 0.1, seed)
+        projection.backward(y, x, z, weight, down, mix, diagonal, 1.0, 0.1, seed, (True, True, True))
+    return dict(zip(("z", "y", "dA", "dz", "dU", "dx"), launches, strict=True))
+
+
+def launches_of_bank(plan: Plan, target: str, dtype: torch.dtype) -> dict[str, Launch]:
+    """What the reconstruction of a model's sites starts, forward and backward, and merging the first of them."""
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    rank, width = plan.rank, plan.widths[0]
+    up, slices = empty(sum(plan.distinct), rank), empty(sum(plan.columns), rank, rank)
+    with recording(target) as launches:
+        flat = reconstruction.forward(up, slices, plan, dtype)
+        reconstruction.backward(flat, up, slices, plan)
+        down, mix = empty(rank, width, dtype=dtype), empty(width, rank, dtype=dtype)
+        merging.merge(empty(width, width, dtype=dtype), down, mix, 1, 1.0)
+    return dict(zip(("A", "dG", "dV", "merge"), launches, strict=True))
