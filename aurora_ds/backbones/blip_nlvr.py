@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from aurora_ds.backbones.site import Site
-from aurora_ds.backbones.text import LAYER_NORM_EPS, CrossAttention, KeysValues, TextEncoder, initialise
+from aurora_ds.backbones.text import LAYER_NORM_EPS, CrossAttention, KeysValues, TextEncoder
 from aurora_ds.backbones.vision import VisionTransformer
 from aurora_ds.config import BackboneConfig, TextConfig
 
@@ -112,8 +112,9 @@ def new_cls_head(text: TextConfig) -> nn.Sequential:
 def from_pretrained(state: dict[str, Tensor], text: TextConfig) -> tuple[dict[str, Tensor], list[str]]:
     """Tensors of a pre-trained BLIP, under published names -> those of BlipNlvr, and the names that are new.
 
-    Each cross-attention becomes both; merge layers and, where there is none, the head are drawn from torch's
-    generator. A file that has two cross-attentions comes back as it is."""
+    Each cross-attention becomes both. Merge layers begin as the mean that the layers below them take: published code
+    draws them at random, which a backbone that stays frozen could never mend. The head, where there is none, is drawn
+    from torch's generator. A file that has two cross-attentions comes back as it is."""
     if not any(".crossattention.self." in name for name in state):
         return state, []
     result: dict[str, Tensor] = {}
@@ -127,10 +128,9 @@ def from_pretrained(state: dict[str, Tensor], text: TextConfig) -> tuple[dict[st
         result |= dict.fromkeys(copies, tensor)
     fresh: dict[str, Tensor] = {}
     for layer in range(MERGE_FROM_LAYER, text.depth):
-        merge = nn.Linear(2 * text.width, text.width)
-        initialise(merge)
         prefix = f"text_encoder.encoder.layer.{layer}.crossattention.output.merge_layer"
-        fresh |= {f"{prefix}.{name}": tensor for name, tensor in merge.state_dict().items()}
+        fresh[f"{prefix}.weight"] = torch.eye(text.width).repeat(1, 2) / 2
+        fresh[f"{prefix}.bias"] = torch.zeros(text.width)
     if not any(name.startswith("cls_head.") for name in result):
         fresh |= {f"cls_head.{name}": tensor for name, tensor in new_cls_head(text).state_dict().items()}
     return result | fresh, list(fresh)
