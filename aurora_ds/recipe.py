@@ -24,7 +24,11 @@ from aurora_ds.errors import AuroraError
 
 RECIPES = Path(__file__).parent / "recipes"
 BUILTIN = "builtin:"
-BUILTIN_SIZES = {"builtin:world": Path(__file__).parent / "quickstart" / "assets" / "backbone.json"}
+_ASSETS = Path(__file__).parent / "quickstart" / "assets"
+BUILTIN_SIZES = {
+    "builtin:world": _ASSETS / "backbone.json",
+    "builtin:world-language": _ASSETS / "language" / "backbone.json",
+}
 
 
 @dataclass

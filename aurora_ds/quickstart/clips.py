@@ -23,8 +23,8 @@ from aurora_ds.quickstart.render import SIDE, Look, render
 from aurora_ds.quickstart.scenes import COLOURS, HIDDEN, KINDS, SETTINGS, Group, Scene
 from aurora_ds.quickstart.world import DOMAINS, SPLITS, DomainName
 
-RATE, FRAMES = 8, 8  # frames a second, frames of a clip
-COUNTS = {"train": 300, "val": 40, "test": 120}
+RATE, FRAMES = 6, 6  # frames a second, frames of a clip
+COUNTS = {"train": 240, "val": 24, "test": 100}
 WAYS = {"across": (1, 0), "down": (0, 1)}
 MOTION = ("how", "mover", "rest", "does")  # kinds of question that one frame cannot answer
 _SPAN = 0.25  # how far from its middle a thing moves, in picture sides

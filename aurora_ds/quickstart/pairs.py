@@ -12,64 +12,77 @@ from pathlib import Path
 import numpy as np
 
 from aurora_ds.errors import AuroraError
-from aurora_ds.quickstart.captions import COLOUR_NAMES, KIND_NAMES, Phrasing
+from aurora_ds.quickstart.captions import COLOUR_NAMES, KIND_NAMES, SETTING_NAMES, Phrasing
 from aurora_ds.quickstart.render import render
-from aurora_ds.quickstart.scenes import COLOURS, HIDDEN, KINDS, Scene, sample_scene
+from aurora_ds.quickstart.scenes import COLOURS, HIDDEN, KINDS, SETTINGS, Scene, sample_scene
 from aurora_ds.quickstart.world import DOMAINS, SPLITS, DomainName
 
-COUNTS = {"train": 1600, "val": 100, "test": 300}  # statements with a pair each
-# What is claimed -> (in the left picture?, in the right?) when it is true, and when not; plain and turned form.
+COUNTS = {"train": 1000, "val": 60, "test": 240}  # statements with a pair each
+# What is claimed -> (of the first picture?, of the second?) when it is true, and when not; of a thing in plain and in
+# turned form, and of the place.
 _CLAIMS = {
-    "left": (((1, 0),), ((0, 1),), "the left photo has {a}", "picture to the left there is {a}"),
-    "right": (((0, 1),), ((1, 0),), "the right photo has {a}", "picture to the right there is {a}"),
-    "some": (((1, 0), (0, 1)), ((0, 0),), "there is {a}", "in one photo we find {a}"),
-    "both": (((1, 1),), ((1, 0), (0, 1)), "both photos have {a}", "we find {a} in each photo"),
-}
+    "some": (((1, 0), (0, 1)), ((0, 0),), "there is {a}", "in one photo we find {a}", "one photo is {s}"),
+    "both": (((1, 1),), ((1, 0), (0, 1)), "both photos have {a}", "we find {a} in each photo", "both photos are {s}"),
+}  # fmt: skip
+_PLACES = 0.5  # share of statements about the place
 
 
 @dataclass(frozen=True)
 class Pair:
     """Two scenes and whether the statement `sentence` holds of them; `claim`: a key of what is claimed."""
 
-    left: Scene
-    right: Scene
+    first: Scene
+    second: Scene
     claim: str
     sentence: str
     truth: bool
 
 
-def _has(scene: Scene, look: tuple[str, str]) -> bool:
-    return any((group.kind, group.colour) == look for group in scene.groups)
+class _Thing:
+    """A thing that a statement is about."""
+
+    def __init__(self, generator: np.random.Generator) -> None:
+        self.kind, self.colour = str(generator.choice(KINDS)), str(generator.choice(COLOURS))
+
+    def sentence(self, claim: str, phrasing: Phrasing, generator: np.random.Generator) -> str:
+        kind = KIND_NAMES[self.kind][int(generator.random() < phrasing.rare)][0]
+        colour = COLOUR_NAMES[self.colour][int(generator.random() < phrasing.rare)]
+        form = _CLAIMS[claim][2 + int(generator.random() < phrasing.inverted)]
+        return form.format(a=f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} {kind}")
+
+    def scene(self, there: bool, generator: np.random.Generator) -> Scene:
+        """A scene with the thing, or one without, half of which have something of its kind or its colour."""
+        while True:
+            kind, colour, scene = self.kind, self.colour, sample_scene(generator)
+            if not there:
+                keep = generator.random()
+                kind = kind if keep < 0.25 else str(generator.choice(KINDS))
+                colour = colour if 0.25 <= keep < 0.5 else str(generator.choice(COLOURS))
+            place = int(generator.integers(len(scene.groups)))
+            groups = list(scene.groups)
+            groups[place] = replace(groups[place], kind=kind, colour=colour)
+            looks = {(group.kind, group.colour) for group in groups}
+            shown = (colour, scene.setting) not in HIDDEN and len(looks) == len(groups)
+            if shown and ((self.kind, self.colour) in looks) == there:
+                return replace(scene, groups=tuple(groups))
 
 
-def _scene(look: tuple[str, str], there: bool, generator: np.random.Generator) -> Scene:
-    """A scene with a thing of this (kind, colour), or one without that has its kind or its colour."""
-    kind, colour = look
-    while True:
-        scene = sample_scene(generator)
-        if not there:
-            if generator.random() < 0.5:
-                kind, colour = look[0], str(generator.choice(COLOURS))
-            else:
-                kind, colour = str(generator.choice(KINDS)), look[1]
-        place = int(generator.integers(len(scene.groups)))
-        groups = list(scene.groups)
-        groups[place] = replace(groups[place], kind=kind, colour=colour)
-        result = replace(scene, groups=tuple(groups))
-        looks = {(group.kind, group.colour) for group in groups}
-        if (
-            (colour, scene.setting) not in HIDDEN
-            and len(looks) == len(groups)
-            and _has(result, look) == there
-        ):
-            return result
+class _Place:
+    """A setting that a statement is about."""
 
+    def __init__(self, generator: np.random.Generator) -> None:
+        self.setting = str(generator.choice(SETTINGS))
 
-def _sentence(claim: str, look: tuple[str, str], phrasing: Phrasing, generator: np.random.Generator) -> str:
-    kind = KIND_NAMES[look[0]][int(generator.random() < phrasing.rare)][0]
-    colour = COLOUR_NAMES[look[1]][int(generator.random() < phrasing.rare)]
-    form = _CLAIMS[claim][2 + int(generator.random() < phrasing.inverted)]
-    return form.format(a=f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} {kind}")
+    def sentence(self, claim: str, phrasing: Phrasing, generator: np.random.Generator) -> str:
+        return _CLAIMS[claim][4].format(
+            s=SETTING_NAMES[self.setting][int(generator.random() < phrasing.rare)]
+        )
+
+    def scene(self, there: bool, generator: np.random.Generator) -> Scene:
+        while True:
+            scene = sample_scene(generator)
+            if (scene.setting == self.setting) == there:
+                return scene
 
 
 def sample_pairs(domain: DomainName, split: str, number: int, seed: int = 0) -> list[Pair]:
@@ -83,14 +96,14 @@ def sample_pairs(domain: DomainName, split: str, number: int, seed: int = 0) -> 
     pairs: list[Pair] = []
     while len(pairs) < number:
         claim = str(generator.choice(list(_CLAIMS)))
-        look = (str(generator.choice(KINDS)), str(generator.choice(COLOURS)))
-        sentence = _sentence(claim, look, DOMAINS[domain].phrasing, generator)
+        about = (_Place if generator.random() < _PLACES else _Thing)(generator)
+        sentence = about.sentence(claim, DOMAINS[domain].phrasing, generator)
         for truth in (True, False):
             ways = _CLAIMS[claim][0 if truth else 1]
-            left, right = (
-                _scene(look, bool(there), generator) for there in ways[int(generator.integers(len(ways)))]
+            first, second = (
+                about.scene(bool(there), generator) for there in ways[int(generator.integers(len(ways)))]
             )
-            pairs.append(Pair(left, right, claim, sentence, truth))
+            pairs.append(Pair(first, second, claim, sentence, truth))
     return pairs[:number]
 
 
@@ -107,7 +120,7 @@ def write(
         rows = []
         for index, pair in enumerate(sample_pairs(domain, split, number, seed)):
             names = [f"{split}/{index:05d}-{side}.png" for side in (0, 1)]
-            for name, scene in zip(names, (pair.left, pair.right), strict=True):
+            for name, scene in zip(names, (pair.first, pair.second), strict=True):
                 render(scene, DOMAINS[domain].look).save(folder / "images" / name)
             identifier = f"{split}-{index // 2}-{index % 2}-0"
             row = {"images": names, "sentence": pair.sentence, "label": str(pair.truth)}

@@ -87,7 +87,9 @@ def answer_list() -> list[str]:
 class Asker:
     """Asks about scenes, one kind after the other, and remembers which answers were seldom the right one."""
 
-    def __init__(self, phrasing: Phrasing, generator: np.random.Generator, kinds: Iterable[str] = _FORMS):
+    def __init__(
+        self, phrasing: Phrasing, generator: np.random.Generator, kinds: Iterable[str] = tuple(_FORMS)
+    ):
         self.phrasing, self.generator, self.kinds = phrasing, generator, tuple(kinds)
         self._asked: Counter[tuple[str, object]] = Counter()
 

@@ -1,0 +1,56 @@
+"""Every task of the toy world: its recipe, and shards of its data in the raw layout of own data."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from aurora_ds.data.convert import convert
+from aurora_ds.errors import AuroraError
+from aurora_ds.quickstart import clips, pairs, questions, world
+
+
+@dataclass(frozen=True)
+class WorldTask:
+    """`recipe`: of the run; `data`: a key of DATA; `layout`: the dataset recipe that converts it."""
+
+    recipe: str
+    data: str
+    layout: str
+
+
+# Raw data by name -> what writes it into a folder, for so many media (pairs: statements) per split.
+DATA: dict[str, Callable[..., Mapping[str, int]]] = {
+    "questions": questions.write,
+    "clips": clips.write,
+    "captions": world.write,
+    "pairs": pairs.write,
+}
+TASKS = {
+    "vqa": WorldTask("vqa_world", "questions", "questions"),
+    "videoqa": WorldTask("videoqa_world", "clips", "clip_questions"),
+    "video_retrieval": WorldTask("retrieval_world_clips", "clips", "clips"),
+    "caption": WorldTask("caption_world", "captions", "folder"),
+    "nlvr": WorldTask("nlvr_world", "pairs", "pairs"),
+}
+
+
+def make_shards(
+    task: str, folder: str | Path, seed: int = 0, counts: Mapping[str, int] | None = None
+) -> Path:
+    """Raw data of the target domain in `folder`/raw_DATA, unless they are there, and shards of them in `folder`/TASK,
+    whose path is returned. Raises AuroraError for a task that the toy world does not have."""
+    if task not in TASKS:
+        raise AuroraError(f"The toy world has no task {task!r}; it has {', '.join(TASKS)}.")
+    found, folder = TASKS[task], Path(folder)
+    raw, writing = folder / f"raw_{found.data}", folder / f"raw_{found.data}.writing"
+    if not raw.is_dir():
+        if writing.exists():  # an earlier call was cut off while it rendered
+            shutil.rmtree(writing)
+        DATA[found.data](writing, "target", seed, counts)
+        os.replace(writing, raw)
+    convert(found.layout, raw, folder / task)
+    return folder / task
