@@ -152,6 +152,43 @@ def add_quickstart(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_doctor(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the check of hosts."""
+    parser.add_argument(
+        "recipe",
+        metavar="RECIPE",
+        nargs="?",
+        help=f"{RECIPE_HELP}; with it, its shards and checkpoint are checked too",
+    )
+    _add_overrides(parser)
+    parser.add_argument(
+        "--hostfile", metavar="HOSTS", type=Path, help="lines `NAME slots=N`; without it: this machine"
+    )
+    parser.add_argument(
+        "--output",
+        metavar="DIR",
+        type=local_path,
+        help="the run's folder: is there room; doctor.json goes there",
+    )
+    parser.add_argument(
+        "--master-port",
+        metavar="PORT",
+        type=positive,
+        default=29500,
+        help="of the first host (default 29500)",
+    )
+    parser.add_argument(
+        "--master-addr", metavar="ADDRESS", help="of the first host; default: its first of `hostname -I`"
+    )
+    parser.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=float,
+        default=60.0,
+        help="for the ranks of all hosts to meet (default 60)",
+    )
+
+
 def positive(text: str) -> int:
     """An argument type: a whole number of at least 1."""
     number = int(text)

@@ -38,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_shards(commands)
     _add_runs(commands)
     _add_adapter(commands)
+    _add_doctor(commands)
     _add_config(commands)
     return parser
 
@@ -377,6 +378,34 @@ def _verify(chosen: argparse.Namespace, argv: list[str]) -> object:
     from aurora_ds.verify import run as verify
 
     return verify(chosen.folders, chosen.output)
+
+
+# doctor --------------------------------------------------------------------------------------------------------------
+
+
+def _add_doctor(commands) -> None:
+    doctor = _command(
+        commands,
+        "doctor",
+        _doctor,
+        "what would stop a run on this machine or on the hosts of a host file; exit status 1 when something is wrong",
+        "aurora-ds doctor --hostfile hosts retrieval_coco backbone.checkpoint=model_base.pth --output runs/coco",
+    )
+    arguments.add_doctor(doctor)
+
+
+def _doctor(chosen: argparse.Namespace, argv: list[str]) -> object:
+    from aurora_ds.doctor import run as doctor
+
+    return doctor(
+        chosen.hostfile,
+        chosen.recipe,
+        chosen.overrides,
+        chosen.output,
+        chosen.master_port,
+        chosen.master_addr,
+        chosen.timeout,
+    )
 
 
 # config --------------------------------------------------------------------------------------------------------------

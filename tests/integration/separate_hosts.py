@@ -115,14 +115,14 @@ class Hosts:
 def start(
     folder: Path,
     count: int = 2,
-    variables: Mapping[str, str] | None = None,
+    variables: Mapping[int, Mapping[str, str]] | None = None,
     mounts: Mapping[int, Mapping[Path, Path]] | None = None,
 ) -> Hosts:
     """Start `host1`, `host2`, …; returns when each answers on ssh.
 
     Args:
-        variables: the environment of ssh sessions, on every host. mounts: by the host's number, what it finds in the
-        place of a path: {1: {mine: theirs}} puts `mine` over `theirs` on the second host.
+        variables: by the host's number, the environment of its ssh sessions. mounts: by the host's number, what it
+        finds in the place of a path: {1: {mine: theirs}} puts `mine` over `theirs` on the second host.
     """
     folder.mkdir(parents=True)
     names = [f"host{number + 1}" for number in range(count)]
@@ -132,7 +132,7 @@ def start(
         for number, name in enumerate(names):
             address, home = f"{NETWORK}.{number + 1}", folder / name
             home.mkdir()
-            own = {"HOME": str(home), "TMPDIR": str(home), **(variables or {})}
+            own = {"HOME": str(home), "TMPDIR": str(home), **(variables or {}).get(number, {})}
             (folder / f"{name}.sshd").write_text(_sshd(folder, own))
             pairs = [f"{mine}={theirs}" for mine, theirs in (mounts or {}).get(number, {}).items()]
             path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
