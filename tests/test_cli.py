@@ -25,6 +25,7 @@ COMMANDS = [
     ["predict"],
     ["export"],
     ["verify"],
+    ["doctor"],
     ["config", "show"],
     ["config", "list"],
 ]
