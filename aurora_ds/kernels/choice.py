@@ -93,14 +93,17 @@ def agree() -> None:
         _family = _family if len(set(every)) == 1 else "mixed"
 
 
-# Constant while a graph is traced: torch.compile must not look into files and environment variables.
-@torch.compiler.assume_constant_result
 def _path(device_type: str, dtype: torch.dtype, shape: str) -> Literal["triton", "torch"]:
     if _setting == "torch" or dtype not in _TRITON_DTYPES or not triton_runs_on(device_type):
         return "torch"
     if _setting == "triton":
         return "triton"
     return _measured(_family or family()).get(shape, "torch")
+
+
+# Constant while a graph is traced: torch.compile must not look into files and environment variables. This is what
+# torch.compiler.assume_constant_result does, which imports the whole compiler (and Triton) first.
+_path._dynamo_marked_constant = True
 
 
 def path_of_projection(

@@ -5,7 +5,7 @@ inputs·R), or, in CP form, V (w_out, R) and the diagonals g (columns, R) of the
 A's blocks are V diag(g_c) and A is never formed. With several inputs x is cut into that many blocks, which U maps one
 by one (the second MLP projection: four); with several outputs y is (qkv: three, kv: two, fc1: four).
 
-Cost beyond the frozen projection: 2·M·R·(inputs·w_in + outputs·w_out) FLOPs forward, twice that backward. W is frozen:
+Cost beyond the frozen projection: 2·M·R·(d_in + inputs·d_out) FLOPs forward, twice that backward. W is frozen:
 it gets no gradient. Kept for the backward pass are x and z = mask ∘ x Uᵀ (M, inputs·R); the mask is made again from
 its seed. dx is written once: its low-rank part is added into dy W.
 

@@ -54,7 +54,7 @@ FEW = [
     projection((1, 3), "tucker", 5, (19, 37, 0), "float32", 0.3),
     projection((4, 1), "cp", 5, (19, 37, 0), "float32", 0.0),
     {"what": "reconstruction", "rank": 3, "dtype": "float32"},
-    {"what": "reconstruction", "rank": 70, "dtype": "bfloat16"},
+    {"what": "reconstruction", "rank": 33, "dtype": "bfloat16"},
     {"what": "merging", "inputs": 1, "rank": 5, "dtype": "float32"},
     {"what": "merging", "inputs": 4, "rank": 64, "dtype": "float16"},
 ]
