@@ -26,8 +26,8 @@ from aurora_ds.quickstart.world import DOMAINS, SPLITS, DomainName
 RATE, FRAMES = 6, 6  # frames a second, frames of a clip
 COUNTS = {"train": 240, "val": 24, "test": 100}
 WAYS = {"across": (1, 0), "down": (0, 1)}
-MOTION = ("how", "mover", "rest", "does")  # kinds of question that one frame cannot answer
-_SPAN = 0.25  # how far from its middle a thing moves, in picture sides
+MOTION = ("how", "does")  # kinds of question that one frame cannot answer
+_SPAN = 0.32  # how far from its middle a thing moves, in picture sides
 _FORMS = {
     "how": ("how does the {kind} go", "the {kind} goes how"),
     "mover": ("what thing goes {way}", "which thing there goes {way}"),
@@ -72,15 +72,14 @@ class ClipQuestion:
 
 
 def sample_clip(generator: np.random.Generator) -> Clip:
-    """Two things of different kinds and colours in opposite quarters."""
+    """Two things of different kinds and colours: one goes through the middle, one rests in a corner."""
     setting = str(generator.choice(SETTINGS))
     colours = [colour for colour in COLOURS if (colour, setting) not in HIDDEN]
     kinds, chosen = generator.permutation(KINDS)[:2], generator.permutation(colours)[:2]
-    signs = generator.choice([-1, 1], 2)
-    places = [np.asarray((0.5, 0.5)) + signs * 0.13, np.asarray((0.5, 0.5)) - signs * 0.24]
+    places = (np.asarray((0.5, 0.5)), 0.5 + 0.31 * generator.choice([-1, 1], 2))
     groups = [
-        Group(str(kind), str(colour), 1, *map(float, place + generator.uniform(-0.03, 0.03, 2)), 0.32)
-        for kind, colour, place in zip(kinds, chosen, places, strict=True)
+        Group(str(kind), str(colour), 1, *map(float, place + generator.uniform(-0.02, 0.02, 2)), size)
+        for kind, colour, place, size in zip(kinds, chosen, places, (0.34, 0.3), strict=True)
     ]
     return Clip(setting, *groups, str(generator.choice(list(WAYS))), int(generator.integers(2**62)))
 
