@@ -192,10 +192,9 @@ class FactorBank(nn.Module):
         )
 
     def _fused_everywhere(self, device: torch.device, dtype: torch.dtype) -> bool:
-        """Whether no site needs A itself: all take the Triton path, and dropout sits where it fuses. The interleaved
-        layout has slices that are no diagonals."""
+        """Whether no site needs A itself: all take the Triton path, and dropout sits where it fuses."""
         config = self.config
-        if config.mlp_layout == "interleaved" or (config.dropout and config.dropout_position == "released"):
+        if config.dropout and config.dropout_position == "released":
             return False
         return all(
             path_of_projection(

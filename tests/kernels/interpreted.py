@@ -185,6 +185,46 @@ def registered():
     return {"passed": True}
 
 
+def adapter(form, layout, position):
+    """A small model with prompts: outputs, gradients of all trained tensors and the merged model, on both paths."""
+    from torch import nn
+
+    from aurora_ds.backbones.site import Site
+    from aurora_ds.config import PromptConfig
+    from aurora_ds.prompts import attach
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(10, 30), nn.Linear(30, 40), nn.Linear(40, 10)).train()
+    sites = [
+        Site("qkv", "0", 3, 1, "vision", 0, "attention"),
+        Site("up", "1", 4, 1, "text", 0, "mlp"),
+        Site("down", "2", 1, 4, "text", 0, "mlp"),
+    ]
+    config = PromptConfig(
+        form=form, rank=5, mlp_layout=layout, dropout=0.3, dropout_position=position, context="off"
+    )
+    prompts = attach(model, sites, config)
+    with torch.no_grad():
+        for parameter in prompts.bank.parameters():
+            parameter.copy_(torch.randn(parameter.shape) * 0.3)
+    x, found, fused = torch.randn(7, 10), {}, False
+    for path in ("triton", "torch"):
+        choice.use(path)
+        prompts.refresh()
+        fused = fused or any(each is not None for each in prompts.values.diagonal)
+        torch.manual_seed(1)
+        y = model(x)
+        gradients = torch.autograd.grad(y.square().sum(), list(prompts.bank.parameters()))
+        before = {n: p.clone() for n, p in model.named_parameters()}
+        prompts.merge()
+        merged = [p.detach().clone() for p in model.parameters()]
+        prompts.unmerge()
+        assert all(torch.equal(before[n], p) for n, p in model.named_parameters())
+        found[path] = [y.detach(), *gradients, *merged]
+    pairs = zip(found["triton"], found["torch"], strict=True)
+    return {"distances": [distance(a, b) for a, b in pairs], "diagonals": fused}
+
+
 def main() -> None:
     torch.manual_seed(0)
     checks = json.load(sys.stdin)

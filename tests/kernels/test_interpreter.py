@@ -64,6 +64,10 @@ SINGLE = [
     {"what": "compiled", "form": "tucker"},
     {"what": "compiled", "form": "cp"},
     {"what": "registered"},
+    {"what": "adapter", "form": "tucker", "layout": "block", "position": "shared"},
+    {"what": "adapter", "form": "cp", "layout": "block", "position": "shared"},
+    {"what": "adapter", "form": "tucker", "layout": "interleaved", "position": "shared"},
+    {"what": "adapter", "form": "cp", "layout": "block", "position": "released"},
 ]
 
 
@@ -118,6 +122,14 @@ def test_the_op_is_traced_without_a_break(check, few):
 
 def test_the_ops_are_registered_as_torch_asks(few):
     assert few[json.dumps(SINGLE[4])]["passed"]
+
+
+@pytest.mark.parametrize("check", SINGLE[5:], ids=name)
+def test_an_adapter_trains_and_merges_as_on_the_torch_path(check, few):
+    """Only CP goes without A, and not with dropout where the published code has it, which needs the slices."""
+    found = few[json.dumps(check)]
+    assert max(found["distances"]) < 2e-6
+    assert found["diagonals"] == (check["form"] == "cp" and check["position"] == "shared")
 
 
 @pytest.mark.slow
