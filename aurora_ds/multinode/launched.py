@@ -47,12 +47,12 @@ def _parent(number: int) -> int:
 
 
 def main(launch: str, name: str, which: str) -> int:
-    """Send a signal (`0` only counts)."""
+    """Send a signal by its name, such as SIGTERM."""
     found = processes(launch)
     chosen = ranks(found) if which == "ranks" else list(found)
     for number in chosen:
         try:
-            os.kill(number, 0 if name == "0" else signal.Signals[name])
+            os.kill(number, signal.Signals[name])
         except ProcessLookupError:
             continue
     print(len(chosen))

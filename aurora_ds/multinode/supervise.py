@@ -162,10 +162,11 @@ def _run(launch: Launch, signals: Signals, grace: float, resume: bool) -> tuple[
                 break
             time.sleep(0.2)
     finally:
-        if launcher.poll() != 0:
-            _say(f"what is left of the launch, killed: {_counted(launch.signal('KILL', 'all'))}")
-            launcher.kill()  # it is not among those found above when it runs on a machine that has no rank
-            launcher.wait()
+        left = launch.signal("SIGKILL", "all")
+        if any(left.values()):
+            _say(f"what was left of the launch, killed: {_counted(left)}")
+        launcher.kill()  # it is not among those found above when it runs on a machine that has no rank
+        launcher.wait()
     reader.join(10)
     return launcher.returncode if launcher.returncode >= 0 else 128 - launcher.returncode, list(reasons)
 
