@@ -49,12 +49,7 @@ def needs(targets: list[str], quick: bool) -> list[dict[str, Any]]:
                 plan = Plan((wide, 768, wide), (3, 2, 1), (1, 1, 4), rank)
                 for part, launch in ahead.launches_of_bank(plan, target, torch.bfloat16).items():
                     launches[f"{part}, all sites of {size}, rank {rank}"] = launch
-        seen: set[str] = set()
-        for name, launch in launches.items():
-            settings = f"{launch.kernel.fn.__name__} {sorted(launch.settings.items())} {signature(launch)}"
-            if settings in seen:
-                continue
-            seen.add(settings)
+        for name, launch in ahead.distinct(launches).items():
             need = ahead.compile_for(launch, target)
             rows.append(
                 {
@@ -70,19 +65,6 @@ def needs(targets: list[str], quick: bool) -> list[dict[str, Any]]:
             )
             print(f"{target} {name}: {need.registers} registers, {need.shared} bytes", flush=True)
     return rows
-
-
-def signature(launch: Any) -> list[Any]:
-    """What decides, beside the settings, whether two launches are one compiled kernel."""
-    found = []
-    for value in launch.arguments:
-        if hasattr(value, "dtype"):
-            found.append(value.dtype)
-        else:
-            found.append(
-                (type(value), value == 1, value % 16 == 0) if isinstance(value, int) else type(value)
-            )
-    return found
 
 
 def costs(rows: int, operations: float, transfer: float) -> list[dict[str, Any]]:

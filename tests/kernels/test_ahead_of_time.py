@@ -17,7 +17,7 @@ PROGRAM = """
 import json, sys
 import torch
 from aurora_ds.kernels import Plan
-from aurora_ds.kernels.gpu.ahead_of_time import SHARED_LIMIT, SiteShape, compile_for
+from aurora_ds.kernels.gpu.ahead_of_time import SHARED_LIMIT, SiteShape, compile_for, distinct
 from aurora_ds.kernels.gpu.ahead_of_time import launches_of_bank, launches_of_projection
 
 target, sites, dtype, bank, parts = json.load(sys.stdin)
@@ -28,7 +28,7 @@ for site in sites:
     launches |= {f"{site} {part}": launch for part, launch in made.items() if not parts or part in parts}
 if bank:
     launches |= launches_of_bank(Plan((768, 1024, 768), (3, 1, 1), (1, 4, 1), 64), target, dtype)
-for name, launch in launches.items():
+for name, launch in distinct(launches).items():
     need = compile_for(launch, target)
     found[name] = [need.registers, need.spilled, need.shared / SHARED_LIMIT[target], need.matrix_instructions]
 print(json.dumps(found))

@@ -71,13 +71,13 @@ SINGLE = [
 ]
 
 
-def findings(checks: list[dict[str, Any]], timeout: int) -> list[dict[str, Any]]:
+def findings(checks: list[dict[str, Any]], timeout: int, interpreter: str = "1") -> list[dict[str, Any]]:
     done = subprocess.run(
-        [sys.executable, str(HERE / "interpreted.py")],
+        [sys.executable, str(HERE / "kernel_checks.py")],
         input=json.dumps(checks),
         env=os.environ
         | {
-            "TRITON_INTERPRET": "1",
+            "TRITON_INTERPRET": interpreter,
             "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]),
         },
         capture_output=True,

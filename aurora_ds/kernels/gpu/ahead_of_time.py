@@ -69,6 +69,22 @@ def _source(launch: Launch) -> tuple[ASTSource, dict]:
     return ASTSource(kernel, signature, constants, facts), given
 
 
+def distinct(launches: dict[str, Launch]) -> dict[str, Launch]:
+    """Without those that are the same compiled kernel as one before."""
+    found = {}
+    for name, launch in launches.items():
+        source, options = _source(launch)
+        key = (
+            launch.kernel.fn.__name__,
+            str(source.signature),
+            str(source.constants),
+            str(source.attrs),
+            str(options),
+        )
+        found.setdefault(key, (name, launch))
+    return dict(found.values())
+
+
 def compile_for(launch: Launch, target: str) -> Resources:
     """Compile and measure. Raises what Triton raises when the target cannot run the kernel."""
     source, options = _source(launch)

@@ -132,7 +132,7 @@ def _reduce(p: Tensor, q: Tensor, columns: int, pieces: int) -> Tensor:
     """Σ_m p[m]ᵀ q[m] -> (columns, columns of q) fp32; row m of p is a `pieces`-th of a stored row."""
     rows, narrow = q.shape
     size = tiles.reduction_tiles(p.dtype)
-    part_rows = tiles.part_rows(size.inner)
+    part_rows = tiles.part_rows(rows, size.inner)
     parts = triton.cdiv(rows, part_rows)
     out = torch.empty(parts, columns, narrow, dtype=torch.float32, device=p.device)
     if out.numel():

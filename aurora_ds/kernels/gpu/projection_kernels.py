@@ -231,7 +231,10 @@ def reduction_kernel(
         )
         total = multiply_add(tl.trans(p_tile), q_tile, total, PRECISION)
     tl.store(
-        out + part * (COLUMNS_P * COLUMNS_Q) + columns_p[:, None] * COLUMNS_Q + columns_q[None, :],
+        out
+        + part.to(tl.int64) * (COLUMNS_P * COLUMNS_Q)
+        + columns_p[:, None] * COLUMNS_Q
+        + columns_q[None, :],
         total,
         mask=inside_p[:, None] & inside_q[None, :],
     )

@@ -68,6 +68,8 @@ def reduction_tiles(dtype: torch.dtype) -> Tiles:
     return Tiles(64, 64, 16 if dtype == torch.float32 else 32, 4, 2 if target().startswith("gfx") else 4)
 
 
-def part_rows(inner: int) -> int:
-    """Rows of one part of a reduction: the split, and so the result, follows from the shape alone."""
-    return 2 * inner if target() == "interpreter" else 1024
+def part_rows(rows: int, inner: int) -> int:
+    """Rows of one part of a reduction over `rows`, a multiple of `inner`: at most 64 parts, whose sums are kept until
+    they are added up. The split, and so the result, follows from the shape alone."""
+    least = 2 * inner if target() == "interpreter" else 1024
+    return max(least, triton.cdiv(triton.cdiv(rows, 64), inner) * inner)

@@ -1,10 +1,11 @@
 """What runs in a process of its own, because Triton reads TRITON_INTERPRET when it is imported: every check of the
-kernels in Triton's interpreter. Reads a JSON list of checks from stdin, writes their findings to stdout.
+kernels, in Triton's interpreter or on a GPU. Reads a JSON list of checks from stdin, writes the findings to stdout.
 
 A check is {"what": name of a function here, …its arguments}."""
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 
@@ -14,6 +15,8 @@ from torch import Tensor
 from aurora_ds.kernels import Plan, choice, draw_seed, dropout_mask, merge, prompted_linear, reconstruct
 from aurora_ds.kernels.prompted_linear import _fused
 from aurora_ds.kernels.reconstruct import _fused as _fused_reconstruct
+
+DEVICE = torch.device("cpu" if choice.interpreted() else "cuda")
 
 
 def distance(got: Tensor, want: Tensor) -> float:
@@ -28,7 +31,7 @@ def case(inputs, outputs, form, rank, width_in, width_out, rows, dtype, strided=
     generator = torch.Generator().manual_seed(rank + rows)
 
     def tensor(*shape, by=1.0, dtype=dtype):
-        return (torch.randn(*shape, generator=generator) / by**0.5).to(getattr(torch, dtype))
+        return (torch.randn(*shape, generator=generator) / by**0.5).to(DEVICE, getattr(torch, dtype))
 
     cp = form == "cp"
     x = tensor(inputs * width_in, rows).t() if strided else tensor(rows, inputs * width_in)
@@ -72,14 +75,14 @@ def projection(inputs, dropout, **sizes):
 def mask(rows, rank):
     """The mask as the kernel applies it, against philox.dropout_mask."""
     choice.use("triton")
-    seed, ones = draw_seed(), torch.ones
+    seed, ones = draw_seed(), functools.partial(torch.ones, device=DEVICE)
     # W = 0, U = 1 and A = I: what comes out is the mask itself
     y = prompted_linear(
         ones(rows, 1),
-        torch.zeros(rank, 1),
+        0 * ones(rank, 1),
         None,
         ones(rank, 1),
-        torch.eye(rank),
+        torch.eye(rank, device=DEVICE),
         dropout=0.4,
         seed=seed,
     )
@@ -112,9 +115,11 @@ def reconstruction(rank, dtype):
     """Sites of two widths, all layouts: A and gradients, distances from float64."""
     plan = Plan((33, 20, 33, 33, 20, 80), (3, 1, 1, 4, 2, 1), (1, 1, 4, 1, 1, 1), rank)
     generator = torch.Generator().manual_seed(rank)
-    up = [torch.randn(width, rank, generator=generator) for width in plan.distinct]
-    slices = torch.randn(sum(plan.columns), rank, rank, generator=generator)
-    gradients = [torch.randn(shape, generator=generator).to(getattr(torch, dtype)) for shape in plan.shapes]
+    up = [torch.randn(width, rank, generator=generator).to(DEVICE) for width in plan.distinct]
+    slices = torch.randn(sum(plan.columns), rank, rank, generator=generator).to(DEVICE)
+    gradients = [
+        torch.randn(shape, generator=generator).to(DEVICE, getattr(torch, dtype)) for shape in plan.shapes
+    ]
     found = []
     for path, wide, out in (
         ("triton", torch.float32, getattr(torch, dtype)),
@@ -141,9 +146,10 @@ def merging(inputs, rank, dtype):
     """W after the merge, against float64; W lies in memory column by column."""
     generator = torch.Generator().manual_seed(rank)
     dtype = getattr(torch, dtype)
-    weight = torch.randn(inputs * 30, 50, generator=generator).to(dtype).t()
+    weight = torch.randn(inputs * 30, 50, generator=generator).to(DEVICE, dtype).t()
     down, mix = (
-        torch.randn(*shape, generator=generator).to(dtype) for shape in ((rank, 30), (50, inputs * rank))
+        torch.randn(*shape, generator=generator).to(DEVICE, dtype)
+        for shape in ((rank, 30), (50, inputs * rank))
     )
     want = weight.double().clone()
     choice.use("torch")
@@ -180,7 +186,7 @@ def registered():
     torch.library.opcheck(
         _fused, (leaves[0], weight, bias, *leaves[1:], None, 1, 1.0, 0.0, None), test_utils=tests
     )
-    up, slices = torch.randn(8, 3, requires_grad=True), torch.randn(2, 3, 3, requires_grad=True)
+    up, slices = (torch.randn(*s, device=DEVICE, requires_grad=True) for s in ((8, 3), (2, 3, 3)))
     torch.library.opcheck(_fused_reconstruct, (up, slices, [8], [2], [1], torch.float32), test_utils=tests)
     return {"passed": True}
 
@@ -194,7 +200,7 @@ def adapter(form, layout, position):
     from aurora_ds.prompts import attach
 
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(10, 30), nn.Linear(30, 40), nn.Linear(40, 10)).train()
+    model = nn.Sequential(nn.Linear(10, 30), nn.Linear(30, 40), nn.Linear(40, 10)).to(DEVICE).train()
     sites = [
         Site("qkv", "0", 3, 1, "vision", 0, "attention"),
         Site("up", "1", 4, 1, "text", 0, "mlp"),
@@ -206,8 +212,8 @@ def adapter(form, layout, position):
     prompts = attach(model, sites, config)
     with torch.no_grad():
         for parameter in prompts.bank.parameters():
-            parameter.copy_(torch.randn(parameter.shape) * 0.3)
-    x, found, fused = torch.randn(7, 10), {}, False
+            parameter.copy_(torch.randn(parameter.shape).to(DEVICE) * 0.3)
+    x, found, fused = torch.randn(7, 10).to(DEVICE), {}, False
     for path in ("triton", "torch"):
         choice.use(path)
         prompts.refresh()
