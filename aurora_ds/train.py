@@ -60,6 +60,7 @@ def run(
         assembled = build_task(config)
         world_size, rank = process_group.world_size(), process_group.rank()
         plan = train_plan(assembled.config, world_size, rank, assembled.wiring.kind)
+        assembled.wiring.check()
         if process_group.rank() == 0:
             print(attach_report(assembled, plan.steps_per_epoch), flush=True)
         output, start = Path(output), config.train.start_from

@@ -71,6 +71,9 @@ class Wiring(ABC):
         """What a task with an adapter in it takes from the adapter's configuration, to be judged or trained on
         (train.start_from)."""
 
+    def check(self) -> None:  # noqa: B027
+        """What the evaluation at the end would stop at is an error now. Writes nothing. Raises AuroraError."""
+
     def before_training(self, task: nn.Module, output: Path) -> None:  # noqa: B027
         """What must be there before the first step, fresh or resumed; `output`: the run's folder. All ranks together.
         Raises AuroraError."""

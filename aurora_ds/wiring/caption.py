@@ -132,10 +132,12 @@ class CaptionWiring(Wiring):
         """Self-critical: `step` counts micro-batches, captions are drawn anew for each."""
         return {"step": step * self.config.train.accumulation + micro} if self.every_annotation else {}
 
-    def before_training(self, task: nn.Module, output: Path) -> None:
-        """The ground truth that the evaluation at the end needs. Self-critical: the document frequencies of the reward,
-        counted once, kept in the run's folder."""
+    def check(self) -> None:
+        """The ground truth that the evaluation at the end needs."""
         self._records()
+
+    def before_training(self, task: nn.Module, output: Path) -> None:
+        """Self-critical: the document frequencies of the reward, counted once, kept in the run's folder."""
         if not self.every_annotation:
             return
         if any(hasattr(parameter, "ds_id") for parameter in task.parameters()):

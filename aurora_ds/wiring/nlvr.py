@@ -10,7 +10,6 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -94,7 +93,7 @@ class NlvrWiring(Wiring):
 
         return texts
 
-    def before_training(self, task: nn.Module, output: Path) -> None:
+    def check(self) -> None:
         """What the evaluation at the end would stop at is an error now."""
         self._statements(eval_records(self.config))
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -82,7 +81,7 @@ class VqaWiring(Wiring):
         """Questions with their answers -> the tensors of `data.questions.question_texts`."""
         return question_texts(self.config, tokenizer)
 
-    def before_training(self, task: nn.Module, output: Path) -> None:
+    def check(self) -> None:
         """What the evaluation at the end would stop at is an error now: no list of answers, questions that cannot be
         told apart or judged."""
         self._asked()
