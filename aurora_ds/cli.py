@@ -275,7 +275,7 @@ def _add_runs(commands) -> None:
         commands,
         "evaluate",
         _evaluate,
-        "recall of a trained adapter, or of the frozen backbone, on the evaluation split",
+        "judge a trained adapter, or the frozen backbone, on the evaluation split",
         "aurora-ds evaluate retrieval_coco --adapter runs/coco --output runs/coco/evaluation",
     )
     arguments.add_evaluate(evaluate)

@@ -66,11 +66,9 @@ def write_results(folder: Path, evaluation: Evaluation, record: dict[str, Any]) 
     replace_file(folder / RESULTS_FILE, json.dumps(record, indent=1))
 
 
-def metrics_table(
-    wiring: Wiring, rows: dict[str, dict[str, float]], title: str, caption: str | None = None
-) -> Table:
+def metrics_table(wiring: Wiring, rows: dict[str, dict[str, float]], title: str | None = None) -> Table:
     """name -> metrics, as a table in the task's columns."""
-    table = Table(title=title, caption=caption)
+    table = Table(title=title)
     lines = [line for name, metrics in rows.items() for line in wiring.table_rows(name, metrics)]
     table.add_column("")
     for heading in lines[0][1]:
@@ -87,8 +85,10 @@ def print_results(wiring: Wiring, record: dict[str, Any]) -> None:
             f"{wiring.title(record)}: no metrics, since the split has no ground truth. {conditions(wiring, record)}"
         )
         return
-    rows = {record["method"]: record["metrics"]}
-    Console().print(metrics_table(wiring, rows, wiring.title(record), conditions(wiring, record)))
+    # a title or caption of the table would be broken to its width, hashes too, and some tables have one column
+    print(wiring.title(record))
+    Console().print(metrics_table(wiring, {record["method"]: record["metrics"]}))
+    print(conditions(wiring, record))
 
 
 def conditions(wiring: Wiring, record: dict[str, Any]) -> str:

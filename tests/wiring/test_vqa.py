@@ -409,8 +409,11 @@ def test_a_run_leaves_results_the_file_and_an_adapter_that_predicts_without_shar
     (tmp_path / "recipe.yaml").write_text(to_yaml(config))
     again = ["--adapter", str(tmp_path / "run"), "--output", str(tmp_path / "again")]
     assert evaluate.main([str(tmp_path / "recipe.yaml"), *again]) == 0
-    shown = " ".join(capsys.readouterr().out.split())
-    assert "7 images, 15 questions" in shown and "ranked 11 answers" in shown and "yes_no" in shown
+    printed = capsys.readouterr().out
+    assert "7 images, 15 questions" in printed and "yes_no" in printed
+    assert f"(sha256 {record['backbone']['sha256'][:12]}), ranked 11 answers" in printed, (
+        "not broken into lines"
+    )
     assert json.loads((tmp_path / "again" / "vqa_result.json").read_text()) == saved
     results = json.loads((tmp_path / "again" / "results.json").read_text())
     assert results["metrics"] == record["metrics"] and len(results["answer_list_sha256"]) == 64
