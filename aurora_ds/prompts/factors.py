@@ -157,13 +157,13 @@ class FactorBank(nn.Module):
         inner: list[Tensor] = []
         mix: list[Tensor] = []
         diagonal: list[Tensor | None] = [None] * len(self.sites)
-        if self.sites and self.config.form == "cp" and self._fused_everywhere(tensors["modes"].device, dtype):
-            diagonal = list((tensors["modes"] * tensors["weights"]).split(self._plan.columns))
-            mix = [up[width].to(dtype) for width in self._plan.widths]
+        if self.sites and self.goes_without_mix(tensors["modes"].device, dtype):
+            diagonal = list((tensors["modes"] * tensors["weights"]).split(self.plan.columns))
+            mix = [up[width].to(dtype) for width in self.plan.widths]
         elif self.sites:
             slices = self._core_slices(tensors)
-            mix = reconstruct([up[width] for width in self._plan.distinct], slices, self._plan, dtype)
-            inner = list(slices.split(self._plan.columns))
+            mix = reconstruct([up[width] for width in self.plan.distinct], slices, self.plan, dtype)
+            inner = list(slices.split(self.plan.columns))
         heads = {
             name: tuple(
                 tensors[part].to(dtype) if part in tensors else None
@@ -182,7 +182,8 @@ class FactorBank(nn.Module):
         )
 
     @cached_property
-    def _plan(self) -> Plan:
+    def plan(self) -> Plan:
+        """The sites as `reconstruct` wants them."""
         sites = self.sites
         return Plan(
             tuple(site.width_out for site in sites),
@@ -191,10 +192,11 @@ class FactorBank(nn.Module):
             self.config.rank,
         )
 
-    def _fused_everywhere(self, device: torch.device, dtype: torch.dtype) -> bool:
-        """Whether no site needs A itself: all take the Triton path, and dropout sits where it fuses."""
+    def goes_without_mix(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether A is never formed there: in CP form, when all sites take the Triton path and dropout sits where it
+        fuses."""
         config = self.config
-        if config.dropout and config.dropout_position == "released":
+        if config.form != "cp" or (config.dropout and config.dropout_position == "released"):
             return False
         return all(
             path_of_projection(
@@ -220,7 +222,7 @@ class FactorBank(nn.Module):
         if self.config.mlp_layout == "block" or not any(mixed):
             return slices
         # split, not slicing: the backward of a split is one concatenation
-        per_site = list(slices.split(self._plan.columns))
+        per_site = list(slices.split(self.plan.columns))
         for i, site in enumerate(self.sites):
             if mixed[i]:
                 per_site[i] = self._interleave(per_site[i], transpose=site.inputs > 1)

@@ -244,8 +244,38 @@ def compare_on_gpu(arguments: argparse.Namespace) -> dict[str, Any]:
         "rows": rows,
         "machine": machine_facts(1),
         "shapes": found,
+        "reconstruction": compare_reconstruction(arguments),
         "bars": GPU_BARS,
     }
+
+
+def compare_reconstruction(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Microseconds of A for all sites of BLIP-base and its gradients, on both paths."""
+    import torch
+
+    from aurora_ds.kernels import Plan, choice, reconstruct
+
+    blocks = [(3, 1), (1, 1), (4, 1), (1, 4)] * 12 + [(3, 1), (1, 1), (2, 1)] * 12
+    found = []
+    for rank in (64,) if arguments.quick else (32, 64):
+        plan = Plan((768,) * len(blocks), *zip(*blocks, strict=True), rank)
+        up = torch.randn(768, rank, device="cuda", requires_grad=True)
+        slices = torch.randn(sum(plan.columns), rank, rank, device="cuda", requires_grad=True)
+        gradients = [torch.randn(shape, device="cuda", dtype=torch.bfloat16) for shape in plan.shapes]
+        times: dict[str, list[float]] = {"triton": [], "torch": []}
+        for number in range(arguments.steps * arguments.repeat + 5):
+            for path, each in times.items():
+                choice.use(path)
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                start.record()
+                mixes = reconstruct([up], slices, plan, torch.bfloat16)
+                torch.autograd.grad(mixes, [up, slices], gradients)
+                end.record()
+                end.synchronize()
+                if number >= 5:
+                    each.append(1e3 * start.elapsed_time(end))
+        found.append({"rank": rank, "microseconds": {path: median(each) for path, each in times.items()}})
+    return found
 
 
 def report_gpu(record: dict[str, Any]) -> str:
@@ -266,7 +296,13 @@ def report_gpu(record: dict[str, Any]) -> str:
     return (
         f"# Prompted linear, forward and backward, {record['device']}\n\nbf16, M = {record['rows']}. `floor`: the "
         f"frozen linear's time by operations. Aim: <= {GPU_BARS['frozen']} of the floor, <= {GPU_BARS['literal']} of "
-        f"literal, <= {GPU_BARS['lora']} of lora.\n\n{markdown_table(head, rows)}\n\n{facts_line(record['machine'])}\n"
+        f"literal, <= {GPU_BARS['lora']} of lora.\n\n{markdown_table(head, rows)}\n\nA of all sites of BLIP-base, forward and backward, µs: "
+        + "; ".join(
+            f"rank {each['rank']}: "
+            + ", ".join(f"{path} {value:.0f}" for path, value in each["microseconds"].items())
+            for each in record["reconstruction"]
+        )
+        + f".\n\n{facts_line(record['machine'])}\n"
     )
 
 
@@ -282,7 +318,11 @@ def write_choices(record: dict[str, Any]) -> None:
         d_out, d_in, inputs = found["sizes"]
         micro = found["microseconds"]
         faster = "triton" if micro["ours, triton"] < micro["ours, torch"] else "torch"
-        rows[choice.key(torch.bfloat16, d_out, d_in, found["rank"], inputs)] = faster
+        for dtype in (torch.bfloat16, torch.float16):  # the same products on the same units
+            rows[choice.key(dtype, d_out, d_in, found["rank"], inputs)] = faster
+    for found in record["reconstruction"]:
+        micro = found["microseconds"]
+        rows[f"reconstruct r{found['rank']}"] = min(micro, key=micro.get)
     table["families"][choice.family()] = rows
     Path(choice.TABLE).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     print(f"{choice.TABLE.relative_to(REPOSITORY)}: {len(rows)} shapes of {choice.family()}")

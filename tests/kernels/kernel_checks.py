@@ -198,6 +198,7 @@ def adapter(form, layout, position):
     from aurora_ds.backbones.site import Site
     from aurora_ds.config import PromptConfig
     from aurora_ds.prompts import attach
+    from aurora_ds.prompts.kernel_path import warm_up
 
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(10, 30), nn.Linear(30, 40), nn.Linear(40, 10)).to(DEVICE).train()
@@ -228,7 +229,12 @@ def adapter(form, layout, position):
         assert all(torch.equal(before[n], p) for n, p in model.named_parameters())
         found[path] = [y.detach(), *gradients, *merged]
     pairs = zip(found["triton"], found["torch"], strict=True)
-    return {"distances": [distance(a, b) for a, b in pairs], "diagonals": fused}
+    choice.use("triton")
+    return {
+        "distances": [distance(a, b) for a, b in pairs],
+        "diagonals": fused,
+        "warmed": warm_up(prompts, DEVICE, torch.float32),
+    }
 
 
 def main() -> None:

@@ -129,6 +129,7 @@ def test_an_adapter_trains_and_merges_as_on_the_torch_path(check, few):
     """Only CP goes without A, and not with dropout where the published code has it, which needs the slices."""
     found = few[json.dumps(check)]
     assert max(found["distances"]) < 2e-6
+    assert found["warmed"] == 3
     assert found["diagonals"] == (check["form"] == "cp" and check["position"] == "shared")
 
 
