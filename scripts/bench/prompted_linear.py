@@ -291,18 +291,18 @@ def report_gpu(record: dict[str, Any]) -> str:
                 f"{best / micro['lora']:.3f}",
             ]
         )
+    made = [
+        f"rank {each['rank']}: triton {each['microseconds']['triton']:.0f}, torch {each['microseconds']['torch']:.0f}"
+        for each in record["reconstruction"]
+    ]
     head = ["shape", "rank", *(f"{name}, µs" for name in GPU_CONTENDERS)]
     head += ["best over floor", "over literal", "over lora"]
     return (
         f"# Prompted linear, forward and backward, {record['device']}\n\nbf16, M = {record['rows']}. `floor`: the "
         f"frozen linear's time by operations. Aim: <= {GPU_BARS['frozen']} of the floor, <= {GPU_BARS['literal']} of "
-        f"literal, <= {GPU_BARS['lora']} of lora.\n\n{markdown_table(head, rows)}\n\nA of all sites of BLIP-base, forward and backward, µs: "
-        + "; ".join(
-            f"rank {each['rank']}: "
-            + ", ".join(f"{path} {value:.0f}" for path, value in each["microseconds"].items())
-            for each in record["reconstruction"]
-        )
-        + f".\n\n{facts_line(record['machine'])}\n"
+        f"literal, <= {GPU_BARS['lora']} of lora.\n\n{markdown_table(head, rows)}\n\n"
+        f"A of all sites of BLIP-base, forward and backward, µs: {'; '.join(made)}.\n\n"
+        f"{facts_line(record['machine'])}\n"
     )
 
 
