@@ -26,6 +26,7 @@ from aurora_ds.quickstart.world import DOMAINS, SPLITS, DomainName
 RATE, FRAMES = 6, 6  # frames a second, frames of a clip
 COUNTS = {"train": 240, "val": 24, "test": 100}
 WAYS = {"across": (1, 0), "down": (0, 1)}
+_TOLD = {"across": "to the left and to the right", "down": "above and below"}  # in captions
 MOTION = ("how", "does")  # kinds of question that one frame cannot answer
 _SPAN = 0.32  # how far from its middle a thing moves, in picture sides
 _FORMS = {
@@ -39,7 +40,7 @@ _FORMS = {
 _TYPES = {"how": "how", "mover": "what", "rest": "what", "colour": "what", "place": "where"}
 _CAPTIONS = (
     ("{a} goes {way} {s}", "there is {b} still and {a} goes {way}", "{a} goes {way} and {b} is still {s}"),
-    ("picture {s} with {a} there goes {way}", "we find {b} still and also {a} goes {way} {s}"),
+    ("{way} goes {a} {s}", "we find {b} still and also {a} goes {way} {s}"),
 )
 
 
@@ -106,7 +107,7 @@ def _name(names: tuple, phrasing: Phrasing, generator: np.random.Generator) -> s
 
 def caption(clip: Clip, phrasing: Phrasing, generator: np.random.Generator) -> str:
     """A true sentence that says how the mover goes."""
-    slots = {"way": clip.way, "s": _name(SETTING_NAMES[clip.setting], phrasing, generator)}
+    slots = {"way": _TOLD[clip.way], "s": _name(SETTING_NAMES[clip.setting], phrasing, generator)}
     for slot, group in (("a", clip.mover), ("b", clip.rest)):
         colour = _name(COLOUR_NAMES[group.colour], phrasing, generator)
         article = "an" if colour[0] in "aeiou" else "a"
