@@ -124,8 +124,9 @@ def _from_amdgcn(assembly: dict) -> tuple[int, int, str]:
     def number(name: str) -> int:
         return int(re.search(rf"\.{name}:\s+(\d+)", text).group(1))
 
-    spilled = 4 * (number("vgpr_spill_count") + number("sgpr_spill_count"))
-    return number("vgpr_count"), max(spilled, number("private_segment_fixed_size")), text
+    # scalar registers are spilled into lanes of vector registers; what reaches memory is the private segment
+    spilled = max(4 * number("vgpr_spill_count"), number("private_segment_fixed_size"))
+    return number("vgpr_count"), spilled, text
 
 
 @dataclass(frozen=True)
