@@ -93,7 +93,7 @@ class Slurm:
         end = time.monotonic() + seconds
         while not condition():
             said = log.read_text()[-6000:] if log is not None and log.exists() else ""
-            assert time.monotonic() < end, f"waited in vain for {seconds} s\n{said}"
+            assert time.monotonic() < end, f"waited in vain for {seconds} s\n{said}\n{self.on(0, 'squeue')}"
             time.sleep(0.5)
 
 
@@ -142,9 +142,11 @@ def test_a_job_that_is_told_to_end_queues_again_and_its_run_is_the_one_of_one_pr
     assert_equal(adapter(output), adapter(whole), 1e-5)
 
 
-def test_a_mistake_in_the_recipe_is_not_queued_again(slurm: Slurm, recipe: Path, tmp_path: Path) -> None:
+def test_a_mistake_ends_the_job_after_the_second_launch(slurm: Slurm, recipe: Path, tmp_path: Path) -> None:
     output, log = tmp_path / "run", tmp_path / "job.log"
     job = slurm.submit(recipe, output, log, "train.optimiser=sgd")
-    slurm.wait_until(lambda: slurm.state(job) in ("COMPLETED", "FAILED", "CANCELLED"), 120, log)
+    slurm.wait_until(lambda: slurm.state(job) in ("COMPLETED", "FAILED", "CANCELLED"), 240, log)
     assert slurm.state(job) == "FAILED"
-    assert "optimiser" in log.read_text() and "slurm.sbatch: requeued" not in log.read_text()
+    assert "unknown key train.optimiser" in log.read_text()
+    assert log.read_text().count("slurm.sbatch: requeued; it goes on from the beginning") == 1
+    assert "two launches without a new checkpoint" in log.read_text()
