@@ -23,7 +23,7 @@ from aurora_ds.assemble import FULL_FILE, Assembled, build_task, load_trained, t
 from aurora_ds.config import RunConfig
 from aurora_ds.errors import AuroraError
 from aurora_ds.recipe import load_config
-from aurora_ds.runtime import process_group
+from aurora_ds.runtime import checkpoint, process_group
 from aurora_ds.runtime.run_folder import replace_file
 from aurora_ds.wiring.base import Evaluation, Wiring
 
@@ -123,11 +123,9 @@ def find_adapter(folder: str | Path) -> Path:
             )
         if (place / "adapter_config.json").is_file():
             return place
-    latest = folder / "checkpoints" / "latest"
-    if latest.is_file():
-        place = latest.parent / latest.read_text(encoding="utf-8").strip()
-        if (place / "adapter_config.json").is_file():
-            return place
+    place = checkpoint.latest(folder)
+    if place is not None and (place / "adapter_config.json").is_file():
+        return place
     raise AuroraError(
         f"No adapter in {folder}. Give a run's output folder, one of its checkpoints/step-…, or an exported adapter."
     )

@@ -9,7 +9,6 @@ without it is not a checkpoint.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -19,6 +18,7 @@ import shutil
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from torch import Tensor
 
 from aurora_ds.errors import AuroraError
 from aurora_ds.runtime import process_group
+from aurora_ds.runtime.disk import explained, replace_text, sync_folder, write_synced
 from aurora_ds.runtime.engine import Engine
 
 FOLDER = "checkpoints"
@@ -45,6 +46,7 @@ _STEP_FOLDER = re.compile(r"step-(\d{8,})")
 _TEMPORARY, _REPLACED = ".writing-", ".replaced-"
 
 AdapterFiles = Callable[[dict[str, Tensor]], tuple[dict[str, Tensor], dict[str, Any]]]
+OwnCheckpoint = Callable[[Path, dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Loaded:
     step: int
     state: dict[str, Any]
     task_buffers: dict[str, Tensor]
+    versions: dict[str, str]
 
 
 def save(
@@ -108,33 +111,45 @@ def load(path: str | Path, engine: Engine) -> Loaded:
     optimizer = process_group.broadcast_tensors(optimizer)
     buffers = process_group.broadcast_tensors(buffers)
     engine.load_optimizer_state(optimizer)
-    return Loaded(Path(path), int(record["step"]), record["state"], buffers)
+    return Loaded(Path(path), int(record["step"]), record["state"], buffers, record["versions"])
 
 
-def find(output: str | Path, mode: str = "auto") -> Path | None:
+def find(output: str | Path, mode: str = "auto", own: OwnCheckpoint | None = None) -> Path | None:
     """The checkpoint to resume from, the same on every rank. Collective.
 
-    `mode`: `never` gives None; `auto` the newest complete checkpoint of `output` or None; `required` the same, or
-    an AuroraError when there is none; anything else is the path of a checkpoint or of another run's output folder.
-    Damaged checkpoints are passed over with a warning, unless they were named by path: then the AuroraError says
-    what is wrong.
+    `mode`: `auto` the newest checkpoint of `output` that is whole, or None where there are none at all; damaged newer
+    ones are passed over with a warning. `required` the newest; anything else is the path of a checkpoint or of another
+    run's output folder; `never` gives None. `own(state)`: raises AuroraError when a checkpoint in `output` was written
+    by another run, which counts as damage.
+
+    Raises AuroraError when what was asked for is damaged or not there, and in `auto` when all there is is damaged.
     """
     if mode == "never":
         return None
-    found = process_group.first_rank(_find, Path(output), mode)
+    found = process_group.first_rank(_find, Path(output), mode, own)
     return None if found is None else Path(found)
 
 
-def complete(output: str | Path) -> list[Path]:
+def complete(output: str | Path, own: OwnCheckpoint | None = None) -> list[Path]:
     """The complete checkpoints of an output folder, oldest first. Damaged ones are passed over with a warning."""
     good = []
     for path in _step_folders(Path(output) / FOLDER):
         try:
-            verify(path)
+            _verify_own(path, own)
             good.append(path)
         except AuroraError as error:
             warnings.warn(f"Passing over a checkpoint. {error}", stacklevel=2)
     return good
+
+
+def latest(output: str | Path) -> Path | None:
+    """The folder that the text file `latest` names, or None. Does not look inside."""
+    folder = Path(output) / FOLDER
+    steps = _step_folders(folder)  # puts back what a killed writer had set aside
+    if not (folder / LATEST).is_file():
+        return None
+    named = folder / (folder / LATEST).read_text(encoding="utf-8").strip()
+    return named if named in steps else None
 
 
 def verify(path: str | Path) -> dict[str, Any]:
@@ -176,11 +191,17 @@ def verify(path: str | Path) -> dict[str, Any]:
     return record
 
 
-def _find(output: Path, mode: str) -> str | None:
+def _verify_own(path: Path, own: OwnCheckpoint | None) -> None:
+    record = verify(path)
+    if own is not None:
+        own(path, record["state"])
+
+
+def _find(output: Path, mode: str, own: OwnCheckpoint | None) -> str | None:
     if mode not in ("auto", "required"):
         given = Path(mode)
         if (given / FOLDER).is_dir():
-            output, mode = given, "required"
+            output, mode, own = given, "required", None
         else:
             if not given.is_dir():
                 raise AuroraError(
@@ -189,9 +210,24 @@ def _find(output: Path, mode: str) -> str | None:
                 )
             verify(given)
             return str(given)
-    good = complete(output)
+    there = _step_folders(output / FOLDER)
+    if there and mode == "required":
+        try:
+            _verify_own(there[-1], own)
+        except AuroraError as error:
+            raise AuroraError(
+                f"{error} Use --resume auto to go on from the newest whole checkpoint before it."
+            ) from error
+        return str(there[-1])
+    good = complete(output, own) if there else []
     if good:
         return str(good[-1])
+    if there:
+        raise AuroraError(
+            f"None of the {len(there)} checkpoints under {output / FOLDER} can be resumed from; what is wrong with "
+            "each is above. Give another --output, or --resume with the path of a whole one; to start this run from "
+            "the beginning, remove that folder."
+        )
     if mode == "required":
         raise AuroraError(
             f"There is no complete checkpoint under {output / FOLDER}, and resuming was required. Check the output "
@@ -220,28 +256,34 @@ def _write_folder(
     path: Path, files: dict[str, dict[str, Tensor]], adapter_config: dict[str, Any], record: dict[str, Any]
 ) -> None:
     temporary = path.parent / f"{_TEMPORARY}{path.name}"
+    contents: dict[str, bytes] = {}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for left_over in path.parent.glob(f"{_TEMPORARY}*"):
-            shutil.rmtree(left_over, ignore_errors=True)
+        if not path.parent.is_dir():
+            path.parent.mkdir(parents=True)
+            sync_folder(path.parent.parent)  # or a power cut takes the folder with all that is in it
+        _step_folders(path.parent)  # puts back what was set aside; the rest of it was replaced
+        for kind in (_TEMPORARY, _REPLACED):
+            for left_over in path.parent.glob(f"{kind}*"):
+                shutil.rmtree(left_over, ignore_errors=True)
         temporary.mkdir()
-        contents = {ADAPTER_CONFIG: json.dumps(adapter_config, indent=1, sort_keys=True).encode()}
+        contents[ADAPTER_CONFIG] = json.dumps(adapter_config, indent=1, sort_keys=True).encode()
         for name, tensors in files.items():
             contents[name] = _to_bytes(tensors, name)
         facts = {}
         for name, content in contents.items():
             write_synced(temporary / name, content)
             facts[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        record = {"schema": SCHEMA, **record, "files": facts, "versions": _versions()}
+        record = {"schema": SCHEMA, **record, "files": facts, "versions": versions()}
         write_synced(temporary / STATE, json.dumps(record, indent=1).encode())
         verify(temporary)
         for name, tensors in files.items():
             _compare(temporary / name, tensors)
-        _sync_folder(temporary)
+        sync_folder(temporary)
         _put_in_place(temporary, path)
-        _replace_text(path.parent / LATEST, path.name)
+        replace_text(path.parent / LATEST, path.name)
     except OSError as error:
-        raise _explained(error, path) from error
+        shutil.rmtree(temporary, ignore_errors=True)  # before the free space is measured
+        raise explained(error, path, sum(map(len, contents.values()))) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -253,7 +295,7 @@ def _put_in_place(temporary: Path, path: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         os.replace(path, aside)
     os.replace(temporary, path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
     shutil.rmtree(aside, ignore_errors=True)
 
 
@@ -302,44 +344,20 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         raise AuroraError(f"{path} cannot be read as safetensors: {error}.") from error
 
 
-def write_synced(path: Path, content: bytes) -> None:
-    """Write a file and wait until the disk has it."""
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _replace_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{_TEMPORARY}{path.name}")
-    write_synced(temporary, f"{text}\n".encode())
-    os.replace(temporary, path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _explained(error: OSError, path: Path) -> AuroraError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return AuroraError(
-            f"The disk is full: the checkpoint {path} could not be written ({error.strerror}). Earlier checkpoints "
-            "are kept. Make room, or set train.keep_last lower or train.save_queue false, then run again with "
-            "--resume auto."
-        )
-    return AuroraError(
-        f"The checkpoint {path} could not be written: {error.strerror or error}. Earlier checkpoints are kept. "
-        "Check that the output folder can be written to, then run again with --resume auto."
+@cache
+def versions() -> dict[str, str]:
+    """Python and the packages that a run's numbers pass through, as installed."""
+    packages = (
+        "aurora_ds",
+        "torch",
+        "deepspeed",
+        "safetensors",
+        "transformers",
+        "timm",
+        "numpy",
+        "pillow",
+        "av",
     )
-
-
-def _versions() -> dict[str, str]:
-    packages = ("aurora_ds", "torch", "deepspeed", "safetensors", "transformers", "timm")
     found = {"python": platform.python_version()}
     for name in packages:
         try:

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 
 from aurora_ds.errors import AuroraError
 from aurora_ds.runtime import checkpoint, process_group
+from aurora_ds.runtime.disk import write_synced
 
 RUN_FILE = "run.json"
 LOCK_FILE = "run.lock"
@@ -95,7 +96,7 @@ def replace_file(path: str | Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_synced(temporary, text.encode())
+        write_synced(temporary, text.encode())
         os.replace(temporary, path)
 
 
@@ -134,7 +135,7 @@ def _claim(output: Path, config: dict[str, Any], resume: str) -> None:
     record = {"schema": 1, "fingerprint": fingerprint(config), "config": config}
     temporary = output / f".{RUN_FILE}"
     try:
-        checkpoint.write_synced(temporary, json.dumps(record, indent=1).encode())
+        write_synced(temporary, json.dumps(record, indent=1).encode())
         os.replace(temporary, output / RUN_FILE)
     except OSError as error:
         raise AuroraError(f"{output / RUN_FILE} cannot be written: {error.strerror}.") from error

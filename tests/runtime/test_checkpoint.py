@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -201,6 +202,37 @@ def test_a_damaged_checkpoint_named_by_path_is_an_error(tmp_path: Path, damage: 
         checkpoint.load(path, FakeEngine())
 
 
+def test_required_refuses_a_damaged_newest_one_and_says_what_goes_on(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    damage_flip(save(tmp_path, 2))
+    with pytest.raises(
+        AuroraError, match="step-00000002 is damaged.*--resume auto to go on from the newest whole"
+    ):
+        checkpoint.find(tmp_path, "required")
+
+
+def test_auto_does_not_start_over_when_all_there_is_is_damaged(tmp_path: Path) -> None:
+    damage_flip(save(tmp_path, 1))
+    with (
+        pytest.warns(UserWarning, match="has changed since"),
+        pytest.raises(AuroraError, match="None of the 1 checkpoints"),
+    ):
+        checkpoint.find(tmp_path, "auto")
+
+
+def test_a_checkpoint_of_another_run_counts_as_damaged(tmp_path: Path) -> None:
+    def own(path: Path, state: dict) -> None:
+        if state["epoch"] != 1:
+            raise AuroraError(f"{path} is another run's.")
+
+    good = save(tmp_path, 1)
+    save(tmp_path, 2)
+    with pytest.warns(UserWarning, match="step-00000002 is another run's"):
+        assert checkpoint.find(tmp_path, "auto", own) == good
+    with pytest.raises(AuroraError, match="step-00000002 is another run's"):
+        checkpoint.find(tmp_path, "required", own)
+
+
 def test_auto_finds_nothing_in_a_new_folder_and_never_looks_nowhere(tmp_path: Path) -> None:
     assert checkpoint.find(tmp_path / "new", "auto") is None
     save(tmp_path, 1)
@@ -273,10 +305,32 @@ def test_a_really_full_disk_keeps_the_last_good_one(tiny_disk: Path) -> None:
     good = save(tiny_disk, 1)
     big = FakeEngine()
     big.state["p.exp_avg"] = torch.ones(300_000)
-    with pytest.raises(AuroraError, match="disk is full"):
+    with pytest.raises(AuroraError, match=r"disk is full \(1\.0 MiB are free\), and .* of 1\.1 MiB"):
         save(tiny_disk, 2, big)
     assert steps(tiny_disk) == [good.name] and checkpoint.find(tiny_disk, "required") == good
     save(tiny_disk, 3)
+
+
+def test_a_disk_that_became_read_only_keeps_the_last_good_one(tiny_disk: Path) -> None:
+    good = save(tiny_disk, 1)
+    subprocess.run(["mount", "-o", "remount,ro", str(tiny_disk)], check=True)
+    with pytest.raises(AuroraError, match="file system is read-only.*Earlier checkpoints are kept"):
+        save(tiny_disk, 2)
+    assert checkpoint.find(tiny_disk, "required") == good
+
+
+def test_a_limit_on_the_size_of_files_is_named(tmp_path: Path) -> None:
+    good = save(tmp_path, 1)
+    big = FakeEngine()
+    big.state["p.exp_avg"] = torch.ones(300_000)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**19, hard))
+    try:
+        with pytest.raises(AuroraError, match=r"ulimit -f\) is too small, and .* of 1\.1 MiB"):
+            save(tmp_path, 2, big)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert steps(tmp_path) == [good.name] and checkpoint.find(tmp_path, "required") == good
 
 
 def test_an_output_that_is_a_file_is_a_clear_error(tmp_path: Path) -> None:
