@@ -55,6 +55,11 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         "PATH: that checkpoint",
     )
     parser.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="resume although settings or versions that the numbers depend on have changed; they are listed",
+    )
+    parser.add_argument(
         "--deepspeed-config", metavar="FILE", type=Path, help="a JSON file such as ds_configs/zero2.json"
     )
     parser.add_argument(

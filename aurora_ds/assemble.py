@@ -21,13 +21,14 @@ from aurora_ds.config import RunConfig
 from aurora_ds.errors import AuroraError
 from aurora_ds.presets import with_preset
 from aurora_ds.prompts import load_adapter
-from aurora_ds.prompts.adapter import attached_config, read_adapter
+from aurora_ds.prompts.adapter import attached_config, describe, read_adapter, with_context
 from aurora_ds.prompts.kernel_path import choose_kernels
 from aurora_ds.wiring import of as wiring_of
 from aurora_ds.wiring.base import Wiring
 
 FULL_FILE = "backbone.safetensors"
 RECORD_FILE = "record.json"  # beside it: where it comes from
+_BANK = "prompts.banks.default."
 
 
 @dataclass
@@ -57,6 +58,34 @@ def build_task(config: RunConfig, loaded: LoadedBackbone | None = None) -> Assem
     wiring = wiring_of(config)
     task = wiring.build(loaded)
     return Assembled(task, wiring, config, {"name": loaded.name, "sha256": loaded.sha256})
+
+
+def adapter_files(
+    assembled: Assembled, values: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Trained values by task name -> the adapter's tensors and configuration."""
+    config, task = assembled.config, assembled.task
+    settings = config.model_dump(mode="json")
+    extra = {
+        "method": config.train.method,
+        "embed_dim": config.backbone.embed_dim,
+        # how the adapter is used: with it, prediction needs no recipe
+        "settings": {
+            "task": config.task,
+            config.task: settings[config.task],
+            "video": settings["data"]["video"],
+        },
+        **assembled.wiring.adapter_facts(task, values),
+    }
+    # with its configuration, so that export and prediction can build the backbone from the adapter alone
+    backbone = assembled.backbone | {"config": settings["backbone"]}
+    if task.prompts is None:
+        tensors = {name.removeprefix("model."): value for name, value in values.items()}
+        return tensors, {"format": "aurora_ds.full", "version": 1, "backbone": backbone, **extra}
+    own = {name.removeprefix(_BANK): value for name, value in values.items() if name.startswith(_BANK)}
+    context = getattr(task, "context", None)  # retrieval has one
+    tensors = with_context(own, None if context is None else context.running)
+    return tensors, describe(task.prompts, "default", backbone, extra)
 
 
 def save_full(folder: Path, values: dict[str, Tensor], record: dict[str, Any]) -> None:

@@ -9,35 +9,40 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from aurora_ds import arguments
-from aurora_ds.assemble import Assembled, build_task, copy_vocabulary, save_full, start_from
+from aurora_ds.assemble import Assembled, adapter_files, build_task, copy_vocabulary, save_full, start_from
 from aurora_ds.config import RunConfig
 from aurora_ds.data.loader import annotated_loader, train_plan
 from aurora_ds.data.plan import TrainPlan
 from aurora_ds.data.unreadable import Limit
 from aurora_ds.errors import AuroraError
 from aurora_ds.evaluate import find_adapter, print_results, results_record, write_results
-from aurora_ds.prompts.adapter import describe, save_adapter, with_context
+from aurora_ds.prompts.adapter import save_adapter
 from aurora_ds.prompts.kernel_path import warm_up
 from aurora_ds.recipe import load_config, to_yaml
 from aurora_ds.report import attach_report
-from aurora_ds.runtime import checkpoint, process_group
+from aurora_ds.runtime import changes, checkpoint, failure, inspection, process_group
 from aurora_ds.runtime.engine import Engine, StepReport, build
-from aurora_ds.runtime.guards import Guards
+from aurora_ds.runtime.guards import Guards, NotFinite
+from aurora_ds.runtime.heartbeat import Heartbeat
 from aurora_ds.runtime.monitor import Monitor, memory_mb
 from aurora_ds.runtime.progress import Progress
 from aurora_ds.runtime.quarantine import Quarantine
-from aurora_ds.runtime.run_folder import claim_output, release_output, replace_file, replace_folder
+from aurora_ds.runtime.run_folder import (
+    claim_output,
+    own_checkpoint,
+    release_output,
+    replace_file,
+    replace_folder,
+)
+from aurora_ds.runtime.stop import StopRequest
 from aurora_ds.runtime.window import Window
-
-BANK = "prompts.banks.default."
 
 
 def run(
@@ -46,16 +51,19 @@ def run(
     resume: str = "auto",
     deepspeed_config: str | Path | None = None,
     dry_run: bool = False,
+    accept_changes: bool = False,
 ) -> dict[str, Any]:
     """Train `config` into the folder `output`; every rank calls it. Returns the final results (also in
-    results.json).
+    results.json), or {"stopped": why, "step": …} when SIGTERM or SIGUSR1 asked the run to end early.
 
     Args:
         resume: auto, required, never, or a checkpoint. dry_run: check everything that can be wrong, print
-        the report, stop.
+        the report, stop. accept_changes: resume although what the numbers depend on has changed.
     Raises: AuroraError for wrong input and wrong state; the last good checkpoint is kept.
     """
+    failure.record_collectives(output)
     process_group.start()
+    stop = StopRequest()
     try:
         assembled = build_task(config)
         world_size, rank = process_group.world_size(), process_group.rank()
@@ -68,14 +76,21 @@ def run(
             if start is not None:
                 start_from(assembled, find_adapter(start))
             return {}
-        claim_output(output, assembled.config.model_dump(mode="json"), resume)
+        claim_output(output, assembled.config.model_dump(mode="json"), resume, accept_changes)
         try:
-            with process_group.explaining_lost_ranks():
+            with (
+                stop.listening(),
+                failure.reporting(output),
+                process_group.explaining_lost_ranks(),
+                Heartbeat(output, stop) as heartbeat,
+            ):
                 # a checkpoint has what became of the adapter, which may be gone by now
-                if start is not None and checkpoint.find(output, resume) is None:
+                found = checkpoint.find(output, resume, own_checkpoint(output))
+                if start is not None and found is None:
                     start_from(assembled, find_adapter(start))
                 process_group.first_rank(replace_file, output / "config.yaml", to_yaml(assembled.config))
-                return Training(assembled, output, plan, deepspeed_config).run(resume)
+                training = Training(assembled, output, plan, deepspeed_config, heartbeat)
+                return training.run(found, accept_changes)
         finally:
             release_output(output)
     finally:
@@ -86,7 +101,12 @@ class Training:
     """One run: the engine and everything that watches it."""
 
     def __init__(
-        self, assembled: Assembled, output: Path, plan: TrainPlan, deepspeed_config: str | Path | None
+        self,
+        assembled: Assembled,
+        output: Path,
+        plan: TrainPlan,
+        deepspeed_config: str | Path | None,
+        heartbeat: Heartbeat,
     ) -> None:
         self.assembled, self.config, self.output = assembled, assembled.config, output
         self.task, self.wiring = assembled.task, assembled.wiring
@@ -98,10 +118,11 @@ class Training:
         self.last_step = min(self.total, train.max_steps or self.total)
         self.engine: Engine = build(self.task, train, deepspeed_config, self.total, self.steps_per_epoch)
         self.best: dict[str, Any] = {}
+        self.heartbeat, self.stopped, self.saved_step = heartbeat, "", 0
 
-    def run(self, resume: str) -> dict[str, Any]:
-        """Resume, train to the last step, evaluate, leave adapter/ and results.json."""
-        self._restore(resume)
+    def run(self, found: Path | None, accept_changes: bool = False) -> dict[str, Any]:
+        """Resume from `found`, train to the last step, evaluate, leave adapter/ and results.json."""
+        changed = "" if found is None else self._restore(found, accept_changes)
         if self.task.prompts is not None:
             process_group.first_on_node(warm_up, self.task.prompts, self.engine.device, self.engine.dtype)
         step, train = self.engine.step, self.config.train
@@ -118,8 +139,11 @@ class Training:
         started, record = time.perf_counter(), {}
         with Progress(self.last_step, step) as self.progress:
             if step:
-                self.progress.message(f"resumed after step {step}")
-            while self.engine.step < self.last_step:
+                self.progress.message(f"resumed after step {step}, from {found}")
+            if changed:
+                self.progress.message(f"changed since that checkpoint: {changed}")
+            self.stopped = self.heartbeat.stop.agreed()
+            while self.engine.step < self.last_step and not self.stopped:
                 epochs_done, inside = divmod(self.engine.step, self.steps_per_epoch)
                 # before the epoch, so that a run which was killed while it evaluated does so when it comes back
                 if (
@@ -130,11 +154,26 @@ class Training:
                 ):
                     self._evaluate()
                 self._epoch(epochs_done)
+            if self.stopped:
+                return self._leave()
             self._save_adapter(self.output / "adapter")
             record = self._evaluate(final=True, seconds=time.perf_counter() - started)
         self.monitor.hyperparameters(self._hyperparameters(), record["metrics"])
         self.monitor.close()
         return record
+
+    def _leave(self) -> dict[str, Any]:
+        """End early, as all ranks were asked to: everything up to this step is saved."""
+        if self.engine.step > self.saved_step:
+            self._checkpoint()
+        self.monitor.close()
+        done = "before the first step"
+        if self.engine.step:
+            done = f"step {self.engine.step} of {self.last_step} is done and saved"
+        self.progress.message(
+            f"Ended early: {self.stopped}; {done}. Start again with --resume auto to go on."
+        )
+        return {"stopped": self.stopped, "step": self.engine.step}
 
     def _hyperparameters(self) -> dict[str, Any]:
         """The settings that runs are compared by; all of them are in the config page."""
@@ -171,22 +210,38 @@ class Training:
         ):
             report, losses = None, {}
             for micro in range(train.accumulation):
+                self.heartbeat.at("waiting for data", self.engine.step + 1)
                 with self.window.waiting():
                     batch = self.quarantine.next(batches)
+                self.heartbeat.at("forward")
                 process_group.seed_step(self.config.seed, self.engine.step, micro)
                 losses = self.engine.forward(
                     batch,
                     what="loss",
                     **self.wiring.loss_arguments(self.engine.step, micro, self.steps_per_epoch),
                 )
-                self.guards.check_losses(losses, batch["keys"], self.engine.step + 1)
+                with self._kept_for_inspection(self.engine.step + 1, batch, losses):
+                    self.guards.check_losses(losses, batch["keys"], self.engine.step + 1)
+                self.heartbeat.at("backward and update")
                 measure = (self.engine.step + 1) % self.config.monitor.log_every == 0
                 report = self.engine.backward_and_step(losses["loss"], measure_update=measure)
                 self.window.add(losses, batch)
-            self.guards.after_step(report)
+            with self._kept_for_inspection(report.step, batch, losses):
+                self.guards.after_step(report)
             self._after_step(report)
-            if self.engine.step >= self.last_step:
+            self.stopped = self.heartbeat.stop.agreed()
+            if self.engine.step >= self.last_step or self.stopped:
                 break
+
+    @contextmanager
+    def _kept_for_inspection(
+        self, step: int, batch: dict[str, Any], losses: dict[str, Any]
+    ) -> Iterator[None]:
+        try:
+            yield
+        except NotFinite as error:
+            place = inspection.keep(self.output, step, self.engine, batch, losses, error)
+            raise AuroraError(f"{error} The batches of all ranks and the state are in {place}.") from error
 
     def _after_step(self, report: StepReport) -> None:
         step, train = report.step, self.config.train
@@ -232,10 +287,8 @@ class Training:
 
     # ---- state -----------------------------------------------------------------------------------
 
-    def _restore(self, resume: str) -> None:
-        found = checkpoint.find(self.output, resume)
-        if found is None:
-            return
+    def _restore(self, found: Path, accept_changes: bool) -> str:
+        """Put the checkpoint in place. Returns what changed since it was written, in words."""
         loaded = checkpoint.load(found, self.engine)
         theirs = loaded.state.get("backbone", {})
         if theirs.get("sha256") != self.assembled.backbone["sha256"]:
@@ -250,38 +303,18 @@ class Training:
                 "another seed, data.lanes, data.window or data.expand. Its place in the epoch means nothing here; give "
                 "the settings that it was trained with."
             )
+        changed = changes.check(
+            found,
+            (loaded.state.get("config"), loaded.versions),
+            (self.config.model_dump(mode="json"), checkpoint.versions()),
+            accept_changes,
+        )
         self.task.load_buffers(loaded.task_buffers)
-        self.best = loaded.state.get("best", {})
-
-    def _adapter_files(self, values: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Trained values by task name -> the adapter's tensors and configuration."""
-        extra = {
-            "method": self.config.train.method,
-            "embed_dim": self.config.backbone.embed_dim,
-            "settings": self._settings(),
-            **self.wiring.adapter_facts(self.task, values),
-        }
-        # with its configuration, so that export and prediction can build the backbone from the adapter alone
-        backbone = self.assembled.backbone | {"config": self.config.backbone.model_dump(mode="json")}
-        if self.task.prompts is None:
-            tensors = {name.removeprefix("model."): value for name, value in values.items()}
-            return tensors, {
-                "format": "aurora_ds.full",
-                "version": 1,
-                "backbone": backbone,
-                **extra,
-            }
-        own = {name.removeprefix(BANK): value for name, value in values.items() if name.startswith(BANK)}
-        config = describe(self.task.prompts, "default", backbone, extra)
-        context = getattr(self.task, "context", None)  # retrieval has one
-        return with_context(own, None if context is None else context.running), config
-
-    def _settings(self) -> dict[str, Any]:
-        """What says how the adapter is used: with it, prediction needs no recipe."""
-        settings, task = self.config.model_dump(mode="json"), self.config.task
-        return {"task": task, task: settings[task], "video": settings["data"]["video"]}
+        self.best, self.saved_step = loaded.state.get("best", {}), loaded.step
+        return changed
 
     def _checkpoint(self) -> None:
+        self.heartbeat.at("saving", self.engine.step)
         state = {
             "epoch": self.engine.step // self.steps_per_epoch,
             "cursor": {
@@ -300,18 +333,19 @@ class Training:
             self.output,
             self.engine.step,
             self.engine,
-            self._adapter_files,
+            partial(adapter_files, self.assembled),
             state,
             self.task.buffers_to_save(self.config.train.save_queue),
             self.config.train.keep_last,
         )
+        self.saved_step = self.engine.step
 
     def _save_adapter(self, folder: Path) -> None:
         """The trained values alone: what evaluation, export and other people need."""
         values = self.engine.trainable_values()
 
         def write(place: Path) -> None:
-            tensors, config = self._adapter_files(values)
+            tensors, config = adapter_files(self.assembled, values)
             if self.task.prompts is None:
                 save_full(place, tensors, config)
                 copy_vocabulary(place, self.assembled.tokenizer)
@@ -324,6 +358,7 @@ class Training:
 
     def _evaluate(self, final: bool = False, seconds: float = 0.0) -> dict[str, Any]:
         """Judge the present weights; keep the best adapter; at the end, write results.json."""
+        self.heartbeat.at("evaluation", self.engine.step)
         self.engine.eval()
         started = time.perf_counter()
         lockstep = self.engine.zero_stage == 3 and self.wiring.keeps_step
@@ -375,6 +410,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             chosen.resume,
             chosen.deepspeed_config,
             chosen.dry_run,
+            chosen.accept_changes,
         )
         return 0
 

@@ -30,6 +30,7 @@ from aurora_ds.data.reader import ShardReader
 from aurora_ds.data.text import pre_caption
 from aurora_ds.data.unreadable import Limit, TooManyUnreadable, read_or_replace
 from aurora_ds.data.waiting import ReadingBoard, Watch
+from aurora_ds.data.worker_signals import end_only_with_the_run
 from aurora_ds.errors import AuroraError
 
 
@@ -393,5 +394,6 @@ def _prepare_worker(worker: int) -> None:
     # The tokenizers library warns once per fork unless told that its threads are not wanted here.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     keep_freed_memory()
+    end_only_with_the_run()
     # Objects of the main process need no collecting here; looking at them would copy their pages.
     gc.freeze()

@@ -23,6 +23,10 @@ _MOST_NAMES = 12
 _MOST_SKIPPED = 40
 
 
+class NotFinite(AuroraError):
+    """A loss or a gradient is not finite, on every rank alike; the weights are those of the last good step."""
+
+
 class Guards:
     """The checks of one run. Made before its first step; raises AuroraError when a trainable is not optimized."""
 
@@ -40,7 +44,7 @@ class Guards:
         self._start: dict[str, Tensor] | None = start if process_group.rank() == 0 else {}
 
     def check_losses(self, losses: dict[str, Tensor], keys: Sequence[str], step: int) -> None:
-        """Raise AuroraError on every rank when a loss on any rank is not finite, with that rank's sample keys.
+        """Raise NotFinite on every rank when a loss on any rank is not finite, with that rank's sample keys.
 
         Called before backward, so the weights are still those of the last good step. Collective; one device sync.
         """
@@ -54,7 +58,7 @@ class Guards:
                 "weights were not updated and the last checkpoint is kept. Look at these samples, lower train.lr, "
                 "or set train.clip_norm."
             )
-        process_group.agree(not message, message)
+        _agree(not message, message)
 
     def after_step(self, report: StepReport) -> None:
         """The checks that are due after one optimizer step. Collective; costs nothing once the run is past them."""
@@ -105,7 +109,7 @@ class Guards:
         if self.engine.config.precision == "fp16" and self._skipped_in_a_row <= _MOST_SKIPPED:
             return
         named = f" for {_listed(broken)}" if broken else ""
-        process_group.agree(
+        _agree(
             False,
             f"The gradients are not finite in step {step}{named}, so the weights were not updated. The last "
             "checkpoint is kept. Lower train.lr, set train.clip_norm, or use train.precision fp32, and resume.",
@@ -144,6 +148,13 @@ class Guards:
                 )
         self._start = None
         process_group.agree(not message, message)
+
+
+def _agree(finite: bool, message: str) -> None:
+    try:
+        process_group.agree(finite, message)
+    except AuroraError as error:
+        raise NotFinite(str(error)) from error
 
 
 def _listed(names: Sequence[str]) -> str:

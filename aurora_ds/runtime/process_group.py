@@ -31,6 +31,10 @@ _LOST_CONNECTION = (
 _LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
+class LostRank(AuroraError):
+    """Another rank ended in the middle of a collective."""
+
+
 def device() -> torch.device:
     """The device of this rank: `cuda:LOCAL_RANK` where there is one, else `cpu`. DS_ACCELERATOR=cpu forces the
     CPU.
@@ -97,7 +101,7 @@ def stop() -> None:
 
 @contextmanager
 def explaining_lost_ranks() -> Iterator[None]:
-    """What a rank sees when another one ended in the middle of a collective becomes an AuroraError; other errors pass.
+    """What a rank sees when another one ended in the middle of a collective becomes a LostRank; other errors pass.
 
     The rank that ended knows the reason; here there is only a closed connection, which is no defect of this rank's.
     """
@@ -107,7 +111,7 @@ def explaining_lost_ranks() -> Iterator[None]:
         lost = isinstance(error, dist.DistError) or any(sign in str(error) for sign in _LOST_CONNECTION)
         if world_size() == 1 or not lost:
             raise
-        raise AuroraError(
+        raise LostRank(
             f"Rank {rank()} lost its connection to another rank, which has ended. That rank's own message says why; "
             "without one it was killed, perhaps because memory ran out. Nothing that was saved is lost: start "
             "training again with --resume auto."
@@ -189,6 +193,15 @@ def reduce_numbers(values: dict[str, float], how: dict[str, str]) -> dict[str, f
     for column, name in enumerate(wanted):
         reduced[name] = float(columns[how[name]][column])
     return reduced
+
+
+def any_rank(here: bool) -> bool:
+    """Whether it is so on at least one rank. Collective."""
+    if world_size() == 1:
+        return here
+    flag = torch.tensor([1 if here else 0], dtype=torch.int32, device=device())
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    return bool(flag.item())
 
 
 def agree(ok: bool, message: str = "") -> None:

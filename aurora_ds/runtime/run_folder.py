@@ -1,7 +1,8 @@
 """A run's output folder: claimed by one run with one configuration, and by one process at a time.
 
 run.json holds the configuration that the folder belongs to. Settings that decide only how fast, how often or how
-visibly a run works may change when it is resumed; every other difference means another run, and is an error.
+visibly a run works may change when it is resumed; every other difference means another run, and is an error unless
+it was accepted: run.json then keeps the earlier configuration too, for the checkpoints that were written with it.
 """
 
 from __future__ import annotations
@@ -54,14 +55,17 @@ FREE_TO_CHANGE = (
 _locks: dict[str, BinaryIO] = {}
 
 
-def claim_output(output: str | Path, config: dict[str, Any], resume: str = "auto") -> None:
+def claim_output(
+    output: str | Path, config: dict[str, Any], resume: str = "auto", accept_changes: bool = False
+) -> None:
     """Make `output` this run's folder, or fail on every rank. Collective; rank 0 looks and writes.
 
     `config` is the resolved configuration as plain JSON. Raises AuroraError when the folder belongs to a run with
-    another configuration (the first differences are named), when another live process writes into it, or when
-    `resume` is `never` and it already holds checkpoints. The claim ends with the process, or with `release_output`.
+    another configuration (the first differences are named) that is not accepted, when another live process writes into
+    it, or when `resume` is `never` and it already holds checkpoints. The claim ends with the process, or with
+    `release_output`.
     """
-    process_group.first_rank(_claim, Path(output), config, resume)
+    process_group.first_rank(_claim, Path(output), config, resume, accept_changes)
 
 
 def release_output(output: str | Path) -> None:
@@ -69,6 +73,40 @@ def release_output(output: str | Path) -> None:
     lock = _locks.pop(str(Path(output).absolute()), None)
     if lock is not None:
         lock.close()
+
+
+def own_checkpoint(output: str | Path) -> Callable[[Path, dict[str, Any]], None]:
+    """`check(path, state)` raises AuroraError when a checkpoint in this folder was written by another run.
+
+    The folder must be claimed. A state without a configuration passes.
+    """
+    known: list[dict[str, Any]] = []
+
+    def check(path: Path, state: dict[str, Any]) -> None:
+        if not known:
+            record = json.loads((Path(output) / RUN_FILE).read_text(encoding="utf-8"))
+            known.extend([record["config"], *record.get("before", [])])
+        theirs = state.get("config")
+        if theirs is None or any(not differences(theirs, config)[0] for config in known):
+            return
+        raise AuroraError(
+            f"The checkpoint {path} was written by another run than the one of this folder; it differs in "
+            f"{_first(differences(theirs, known[0])[0])}."
+        )
+
+    return check
+
+
+def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """The settings that differ, in words: (those that decide a run's result, those that may change)."""
+    # Through JSON both sides have lists for tuples and strings for keys.
+    old, new = _flat(json.loads(json.dumps(theirs))), _flat(json.loads(json.dumps(ours)))
+    deciding, free = [], []
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key, _ABSENT) != new.get(key, _ABSENT):
+            told = f"{key} ({_shown(old, key)} there, {_shown(new, key)} now)"
+            (free if _is_free(key) else deciding).append(told)
+    return deciding, free
 
 
 def fingerprint(config: dict[str, Any]) -> str:
@@ -119,7 +157,7 @@ def replace_folder(path: str | Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _claim(output: Path, config: dict[str, Any], resume: str) -> None:
+def _claim(output: Path, config: dict[str, Any], resume: str, accept_changes: bool) -> None:
     if output.exists() and not output.is_dir():
         raise AuroraError(f"The output {output} is a file. Give a folder; it is made when it does not exist.")
     try:
@@ -128,11 +166,13 @@ def _claim(output: Path, config: dict[str, Any], resume: str) -> None:
     except OSError as error:
         raise AuroraError(f"The output folder {output} cannot be written to: {error.strerror}.") from error
     try:
-        _compare(output, config, resume)
+        before = _compare(output, config, resume, accept_changes)
     except AuroraError:
         release_output(output)
         raise
     record = {"schema": 1, "fingerprint": fingerprint(config), "config": config}
+    if before:
+        record["before"] = before
     temporary = output / f".{RUN_FILE}"
     try:
         write_synced(temporary, json.dumps(record, indent=1).encode())
@@ -158,7 +198,8 @@ def _lock(output: Path) -> None:
     _locks[key] = lock
 
 
-def _compare(output: Path, config: dict[str, Any], resume: str) -> None:
+def _compare(output: Path, config: dict[str, Any], resume: str, accept_changes: bool) -> list[dict[str, Any]]:
+    """The configurations that the run had before, newest first."""
     has_checkpoints = bool(list((output / checkpoint.FOLDER).glob("step-*")))
     if resume == "never" and has_checkpoints:
         raise AuroraError(
@@ -171,27 +212,29 @@ def _compare(output: Path, config: dict[str, Any], resume: str) -> None:
                 f"The output folder {output} holds checkpoints but no {RUN_FILE}, so what they belong to is "
                 "unknown. Give another --output, and --resume with the path of the checkpoint to start from."
             )
-        return
+        return []
     try:
-        theirs = json.loads((output / RUN_FILE).read_text(encoding="utf-8"))["config"]
+        record = json.loads((output / RUN_FILE).read_text(encoding="utf-8"))
+        theirs, before = record["config"], record.get("before", [])
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise AuroraError(
             f"{output / RUN_FILE} cannot be read ({error!r}), so whose output this is is unknown. Give another "
             "--output."
         ) from error
-    # Through JSON both sides have lists for tuples and strings for keys.
-    old, new = _flat(theirs), _flat(json.loads(json.dumps(config)))
-    different = [
-        f"{key} ({_shown(old, key)} there, {_shown(new, key)} now)"
-        for key in sorted(old.keys() | new.keys())
-        if not _is_free(key) and old.get(key, _ABSENT) != new.get(key, _ABSENT)
-    ]
-    if different:
-        more = f" and {len(different) - 6} more" if len(different) > 6 else ""
+    different, _ = differences(theirs, config)
+    if not different:
+        return before
+    if not accept_changes:
         raise AuroraError(
-            f"The output folder {output} belongs to another run; it differs in {', '.join(different[:6])}{more}. "
-            "Give another --output, or the same settings to go on with that run."
+            f"The output folder {output} belongs to another run; it differs in {_first(different)}. Give another "
+            "--output, or the same settings to go on with that run; --accept-changes goes on with the new ones."
         )
+    return [theirs, *before]
+
+
+def _first(different: list[str]) -> str:
+    more = f" and {len(different) - 6} more" if len(different) > 6 else ""
+    return f"{', '.join(different[:6])}{more}"
 
 
 _ABSENT = object()

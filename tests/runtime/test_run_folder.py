@@ -11,7 +11,13 @@ import pytest
 
 from aurora_ds.config import RunConfig
 from aurora_ds.errors import AuroraError
-from aurora_ds.runtime.run_folder import claim_output, fingerprint, release_output, replace_folder
+from aurora_ds.runtime.run_folder import (
+    claim_output,
+    fingerprint,
+    own_checkpoint,
+    release_output,
+    replace_folder,
+)
 
 
 def config(**changes) -> dict:
@@ -25,9 +31,9 @@ def config(**changes) -> dict:
     return settings
 
 
-def claim(output: Path, resume: str = "auto", **changes) -> None:
+def claim(output: Path, resume: str = "auto", accept: bool = False, **changes) -> None:
     try:
-        claim_output(output, config(**changes), resume)
+        claim_output(output, config(**changes), resume, accept)
     finally:
         release_output(output)
 
@@ -49,6 +55,17 @@ def test_another_configuration_is_refused_and_the_difference_named(tmp_path: Pat
 def test_settings_that_do_not_decide_the_result_may_change(tmp_path: Path) -> None:
     claim(tmp_path)
     claim(tmp_path, train__zero_stage=3, train__keep_last=9, data__workers=7, monitor__log_every=1)
+
+
+def test_accepted_changes_become_the_runs_and_earlier_checkpoints_stay_its_own(tmp_path: Path) -> None:
+    claim(tmp_path)
+    claim(tmp_path, accept=True, seed=7)
+    claim(tmp_path, seed=7)
+    own = own_checkpoint(tmp_path)
+    for changes in ({}, {"seed": 7}, {"seed": 7, "train__keep_last": 5}):
+        own(tmp_path / "step-00000001", {"config": config(**changes)})
+    with pytest.raises(AuroraError, match=r"step-00000002 another run .* in seed \(8 there, 7 now\)"):
+        own(tmp_path / "step-00000002", {"config": config(seed=8)})
 
 
 def test_never_refuses_a_folder_with_checkpoints(tmp_path: Path) -> None:

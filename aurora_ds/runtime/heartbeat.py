@@ -1,0 +1,215 @@
+"""heartbeats/rank-00000.json in the run's folder: what each rank does, in which step, and when it was last alive.
+
+A thread writes it every second, so a rank that hangs still has a fresh `time` and an old `since`, and one that was
+killed has an old `time`. The thread also watches what a rank inside a collective cannot see: a launcher that is gone
+asks the run to end (stop.py); a rank of the same machine that is gone, or a run that does not end when its launcher is
+gone, ends this process with the reason and every thread's stack.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import os
+import socket
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import psutil
+
+from aurora_ds.runtime import process_group
+from aurora_ds.runtime.stop import StopRequest
+
+FOLDER = "heartbeats"
+SECONDS = 1.0
+# Below the 60 s within which every rank ends; gloo notices a lost rank at once, NCCL only at its timeout.
+GRACE_FOR_RANK, GRACE_FOR_LAUNCHER = 20.0, 45.0
+ENDED = "ended"
+_MOST_TOLD = 64
+# What adopts a process whose parent is gone, beside process 1.
+_ADOPTERS = ("systemd", "init", "tini", "dumb-init", "docker-init")
+_LAUNCHERS = ("deepspeed", "torch.distributed.run", "torch.distributed.launch", "torchrun")
+
+
+class Heartbeat:
+    """One rank's file and watch. Made and entered by all ranks together; leave it when the run has ended."""
+
+    def __init__(self, output: str | Path, stop: StopRequest) -> None:
+        self.folder, self.stop = Path(output) / FOLDER, stop
+        self.path = file_of(output, process_group.rank())
+        self._phase, self._step, self._since = "start", 0, time.time()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._launchers = _launchers()
+        me = psutil.Process()
+        everyone = process_group.gather_objects((socket.gethostname(), me.pid, me.create_time()))
+        here = everyone[process_group.rank()][0]
+        self._others = {
+            rank: (pid, created)
+            for rank, (host, pid, created) in enumerate(everyone)
+            if host == here and pid != me.pid
+        }
+        self._gone_since: dict[str, float] = {}
+        self._broken = False
+
+    def at(self, phase: str, step: int | None = None) -> None:
+        """This rank begins `phase`, in the step that is under way. Costs nothing: the thread writes."""
+        self._phase, self._since = phase, time.time()
+        if step is not None:
+            self._step = step
+
+    def __enter__(self) -> Heartbeat:
+        self._write()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+        if error is None:
+            self.at(ENDED)
+        else:
+            self._phase = f"failed in {self._phase}"
+        self._write()
+
+    def _beat(self) -> None:
+        while not self._over.wait(SECONDS):
+            self._write()
+            self._watch()
+
+    def _write(self) -> None:
+        record = {
+            "rank": process_group.rank(),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "phase": self._phase,
+            "step": self._step,
+            "since": self._since,
+            "time": time.time(),
+            "asked_to_stop": self.stop.reason,
+        }
+        temporary = self.path.with_name(f".{self.path.name}")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(record), encoding="utf-8")
+            os.replace(temporary, self.path)
+        except OSError as error:
+            if not self._broken:  # whether the run can save its state is for the next checkpoint to say
+                self._broken = True
+                warnings.warn(f"Heartbeats are not written to {self.folder}: {error.strerror}.", stacklevel=2)
+
+    def _watch(self) -> None:
+        for name, process in self._launchers.items():
+            if not _alive(*process):
+                reason = f"its launcher ({name}, process {process[0]}) is gone"
+                self.stop.ask(reason)
+                self._end_after(reason, GRACE_FOR_LAUNCHER)
+        for rank, process in self._others.items():
+            if not _alive(*process) and _phase_of(self.folder, rank) != ENDED:
+                self._end_after(f"rank {rank} (process {process[0]}) is gone", GRACE_FOR_RANK)
+
+    def _end_after(self, reason: str, seconds: float) -> None:
+        """End this process when `reason` has held for so long: its main thread waits for what cannot come."""
+        waited = time.monotonic() - self._gone_since.setdefault(reason, time.monotonic())
+        if waited < seconds or self._over.is_set():
+            return
+        faulthandler.dump_traceback(file=sys.stderr)
+        in_phase = f"{self._phase} of step {self._step} since {time.time() - self._since:.0f} s"
+        print(
+            f"aurora-ds (rank {process_group.rank()}): {reason}, and this rank is still in {in_phase}. It ends here; "
+            "its stacks are above. Nothing that was saved is lost: start training again with --resume auto.",
+            file=sys.stderr,
+            flush=True,
+        )
+        self._phase = f"ended by force in {self._phase}"
+        self._write()
+        os._exit(2)
+
+
+def file_of(output: str | Path, rank: int) -> Path:
+    """Where a rank's heartbeat is."""
+    return Path(output) / FOLDER / f"rank-{rank:05d}.json"
+
+
+def read(output: str | Path) -> list[dict[str, Any]]:
+    """The last heartbeats of all ranks whose files are on this machine's disks, by rank."""
+    found = []
+    for path in sorted((Path(output) / FOLDER).glob("rank-*.json")):
+        found.append(json.loads(path.read_text(encoding="utf-8")))
+    return found
+
+
+def in_words(output: str | Path, now: float | None = None) -> str:
+    """`rank 0: backward of step 7 since 3 s; …`, with the ranks that are silent."""
+    now = time.time() if now is None else now
+    told = []
+    for beat in read(output)[:_MOST_TOLD]:
+        silent = now - beat["time"]
+        alive = "" if silent < 5 * SECONDS else f", silent for {silent:.0f} s"
+        told.append(
+            f"rank {beat['rank']} on {beat['host']}: {beat['phase']} of step {beat['step']} "
+            f"since {max(0.0, beat['time'] - beat['since']):.0f} s{alive}"
+        )
+    return "; ".join(told)
+
+
+def _phase_of(folder: Path, rank: int) -> str:
+    path = folder / f"rank-{rank:05d}.json"
+    return json.loads(path.read_text(encoding="utf-8"))["phase"] if path.is_file() else ""
+
+
+def _launchers() -> dict[str, tuple[int, float]]:
+    """The launchers above this process, and the ssh session that one was started in: name -> (process, its start)."""
+    found: dict[str, tuple[int, float]] = {}
+    if "RANK" not in os.environ:
+        return found
+    with contextlib.suppress(
+        psutil.Error
+    ):  # an ancestor that ends while it is looked at, or may not be looked at
+        parents = psutil.Process().parents()
+        for number, parent in enumerate(parents):
+            if (found or _was_launched()) and (parent.pid == 1 or parent.name() in _ADOPTERS):
+                if (
+                    not {"deepspeed", "torchrun", "torch.distributed.run", "deepspeed.launcher.runner"}
+                    & found.keys()
+                ):
+                    found["that it began under"] = (0, 0.0)  # it was gone before this process looked
+                break
+            # the module or script: a shell or a job script whose arguments name a launcher is none
+            words = parent.cmdline()[:4]
+            name = next((word for word in words if any(_is(word, each) for each in _LAUNCHERS)), None)
+            if name is None:
+                # pdsh starts the launcher of each host in a shell under sshd; the user's own login shell may go
+                names = [each.name() for each in parents[number:]]
+                session = next((n for n, each in enumerate(names) if each.startswith("sshd")), None)
+                if "deepspeed.launcher.launch" in found and session is not None:
+                    sshd = parents[number + session]
+                    found["its ssh session"] = (sshd.pid, sshd.create_time())
+                break
+            found[Path(name).name] = (parent.pid, parent.create_time())
+    return found
+
+
+def _was_launched() -> bool:
+    """By deepspeed or torchrun, as their variables for ranks tell."""
+    return "CROSS_RANK" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def _is(word: str, launcher: str) -> bool:
+    return Path(word).name == launcher or word.startswith(f"{launcher}.") or word == launcher
+
+
+def _alive(pid: int, created: float) -> bool:
+    try:
+        process = psutil.Process(pid)
+        return process.create_time() == created and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
