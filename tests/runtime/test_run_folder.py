@@ -64,7 +64,7 @@ def test_accepted_changes_become_the_runs_and_earlier_checkpoints_stay_its_own(t
     own = own_checkpoint(tmp_path)
     for changes in ({}, {"seed": 7}, {"seed": 7, "train__keep_last": 5}):
         own(tmp_path / "step-00000001", {"config": config(**changes)})
-    with pytest.raises(AuroraError, match=r"step-00000002 another run .* in seed \(8 there, 7 now\)"):
+    with pytest.raises(AuroraError, match=r"step-00000002 was .* another run .* in seed \(8 there, 7 now\)"):
         own(tmp_path / "step-00000002", {"config": config(seed=8)})
 
 
