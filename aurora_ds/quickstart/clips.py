@@ -27,17 +27,14 @@ RATE, FRAMES = 6, 6  # frames a second, frames of a clip
 COUNTS = {"train": 240, "val": 24, "test": 100}
 WAYS = {"across": (1, 0), "down": (0, 1)}
 _TOLD = {"across": "to the left and to the right", "down": "above and below"}  # in captions
-MOTION = ("how", "does")  # kinds of question that one frame cannot answer
 _SPAN = 0.32  # how far from its middle a thing moves, in picture sides
-_FORMS = {
+_FORMS = {  # the first two kinds of question no single frame answers
     "how": ("how does the {kind} go", "the {kind} goes how"),
-    "mover": ("what thing goes {way}", "which thing there goes {way}"),
-    "rest": ("what thing is still", "which thing there is still"),
     "does": ("does the {kind} go {way}", "do we find the {kind} goes {way}"),
     "colour": ("what colour is the {kind}", "the {kind} is of which colour"),
     "place": ("where is this", "across which place is this"),
 }
-_TYPES = {"how": "how", "mover": "what", "rest": "what", "colour": "what", "place": "where"}
+_TYPES = {"how": "how", "colour": "what", "place": "where"}
 _CAPTIONS = (
     ("{a} goes {way} {s}", "there is {b} still and {a} goes {way}", "{a} goes {way} and {b} is still {s}"),
     ("{way} goes {a} {s}", "we find {b} still and also {a} goes {way} {s}"),
@@ -124,7 +121,7 @@ def ask(
     given: how often each (kind of question, answer) was right so far; of two things to ask, the rarer answer wins."""
     found: list[ClipQuestion] = []
     for kind in map(str, generator.permutation(list(_FORMS))[:number]):
-        possible = _possible(kind, clip, generator)
+        possible = _possible(kind, clip)
         slots, answer = min(possible, key=lambda each: (given[kind, each[1]], generator.random()))
         given[kind, answer] += 1
         names = {
@@ -136,21 +133,14 @@ def ask(
     return found
 
 
-def _possible(kind: str, clip: Clip, generator: np.random.Generator) -> list[tuple[dict[str, str], str]]:
+def _possible(kind: str, clip: Clip) -> list[tuple[dict[str, str], str]]:
     """(slots of the form, answer) of what may be asked."""
-    mover, rest = clip.mover, clip.rest
+    mover = clip.mover.kind
     other = next(way for way in WAYS if way != clip.way)
-    usual = {group.kind: KIND_NAMES[group.kind][0][0] for group in (mover, rest)}
-    wrong = [{"kind": mover.kind, "way": other}, {"kind": rest.kind, "way": clip.way}]
     return {
-        "how": [({"kind": mover.kind}, clip.way)],
-        "mover": [({"way": clip.way}, usual[mover.kind])],
-        "rest": [({}, usual[rest.kind])],
-        "does": [
-            ({"kind": mover.kind, "way": clip.way}, "yes"),
-            (wrong[int(generator.integers(2))], "no"),
-        ],
-        "colour": [({"kind": g.kind}, COLOUR_NAMES[g.colour][0]) for g in (mover, rest)],
+        "how": [({"kind": mover}, clip.way)],
+        "does": [({"kind": mover, "way": clip.way}, "yes"), ({"kind": mover, "way": other}, "no")],
+        "colour": [({"kind": g.kind}, COLOUR_NAMES[g.colour][0]) for g in (clip.mover, clip.rest)],
         "place": [({}, PLACES[clip.setting][0])],
     }[kind]
 
