@@ -13,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-# no question is asked, and a host that went away is noticed within a minute
+# no question is asked, and a host that went away is noticed within half a minute
 OPTIONS = (
     *("-o", "BatchMode=yes", "-o", "ConnectTimeout=10"),
-    *("-o", "ServerAliveInterval=10", "-o", "ServerAliveCountMax=4"),
+    *("-o", "ServerAliveInterval=10", "-o", "ServerAliveCountMax=3"),
 )
 NOT_CONNECTED = 255  # ssh's own exit status
 NO_PROGRAM = (126, 127)  # the shell's, when the interpreter is not there

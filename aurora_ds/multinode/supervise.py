@@ -23,9 +23,11 @@ from aurora_ds.multinode.hostfile import read_hostfile
 
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _WRONG_INPUT = 2
+_AFTER_A_HOST = 20.0  # seconds for the ranks on other hosts to notice that one ended, and to say so
 _BETWEEN_LAUNCHES = 5.0  # seconds; a host that is being restarted should not use up every launch
-# pdsh's report of a host, and what a rank says when it ends: the lines worth repeating
-_REASON = re.compile(r"^pdsh@.*ssh exited with|aurora-ds( \(rank \d+\))?: |^(\S+: )?\w*(Error|Exception): ")
+_HOST_ENDED = re.compile(r"^pdsh@.*: ssh exited with")
+# what a rank says when it ends: the lines worth repeating, with pdsh's
+_REASON = re.compile(r"^pdsh@.*: ssh exited with|aurora-ds( \(rank \d+\))?: |^(\S+: )?\w*(Error|Exception): ")
 
 
 @dataclass
@@ -148,17 +150,21 @@ def _run(launch: Launch, signals: Signals, grace: float, resume: bool) -> tuple[
     """One launch: (exit status, lines that say why it failed). Nothing of it is left on any host that answers."""
     launcher = launch.start(resume)
     reasons: deque[str] = deque(maxlen=20)
-    reader = threading.Thread(target=_pass_on, args=(launcher.stdout, reasons), daemon=True)
+    host_ended = threading.Event()
+    reader = threading.Thread(target=_pass_on, args=(launcher.stdout, reasons, host_ended), daemon=True)
     reader.start()
-    deadline = None
+    deadline, after = None, grace
     try:
         while launcher.poll() is None:
             if signals.came:
                 name = signals.came.popleft().name
                 _say(f"{name} to the ranks: {_counted(launch.signal(name, 'ranks'))}")
                 deadline = deadline or time.monotonic() + grace
+            # a host that lost its power closes no connection: ranks on the others would wait for it
+            if host_ended.is_set() and deadline is None:
+                deadline, after = time.monotonic() + _AFTER_A_HOST, _AFTER_A_HOST
             if deadline is not None and time.monotonic() > deadline:
-                _say(f"the ranks have not ended within {grace:.0f} s: killing them")
+                _say(f"the ranks have not ended within {after:.0f} s: killing them")
                 break
             time.sleep(0.2)
     finally:
@@ -171,7 +177,7 @@ def _run(launch: Launch, signals: Signals, grace: float, resume: bool) -> tuple[
     return launcher.returncode if launcher.returncode >= 0 else 128 - launcher.returncode, list(reasons)
 
 
-def _pass_on(stream: BinaryIO, reasons: deque[str]) -> None:
+def _pass_on(stream: BinaryIO, reasons: deque[str], host_ended: threading.Event) -> None:
     """Copy the launcher's output to ours, and keep the lines that say why it ended."""
     for line in stream:
         sys.stdout.buffer.write(line)
@@ -179,6 +185,8 @@ def _pass_on(stream: BinaryIO, reasons: deque[str]) -> None:
         text = line.decode(errors="replace").strip()
         if _REASON.search(text) and text not in reasons:
             reasons.append(text)
+        if _HOST_ENDED.search(text):
+            host_ended.set()
 
 
 def _pause(seconds: float, signals: Signals) -> None:

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -184,6 +185,25 @@ def test_sigterm_reaches_the_ranks_of_both_hosts_and_nothing_is_left(
     assert "SIGTERM to the ranks: host1: 1, host2: 1" in run.output()
     assert "restart 1" not in run.output()
     assert of_launch(output) == []
+
+
+def test_a_host_that_loses_its_power_ends_the_launch_within_a_minute(
+    repository: Path, recipe: Path, on_host, tmp_path: Path
+) -> None:
+    started = separate_hosts.start(tmp_path / "net")
+    try:
+        output, script = tmp_path / "run", repository / "scripts" / "train_multinode.sh"
+        command = [script, "--hostfile", started.hostfile(1), recipe, "--output", output, *SHORT]
+        run = on_host(started[0], [*command, "train.epochs=200"])
+        wait_for(lambda: steps_done(output) >= 2, run)
+        began = time.monotonic()
+        started[1].kill()
+        assert run.wait(90)[0] not in (0, 2), run.output()[-6000:]
+        assert time.monotonic() - began < 60
+        assert "host2: ssh exited with" in run.output() and "launch 1 ended with status" in run.output()
+        assert of_launch(output) == []
+    finally:
+        started.close()
 
 
 def test_a_mistake_ends_before_any_host_is_asked(
