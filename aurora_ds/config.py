@@ -176,6 +176,14 @@ class GenerationConfig(_Section):
     top_k: int = Field(50, ge=0, description="nucleus: draw from this many tokens at most; 0: no limit")
 
 
+class AnswerGenerationConfig(GenerationConfig):
+    """The same for answers, which are short. A class, as a section's defaults are those of its class where a recipe
+    sets a part of it."""
+
+    max_length: PositiveInt = 10
+    min_length: int = Field(1, ge=0, description="no text ends before it has this many tokens")
+
+
 class VqaConfig(_Section):
     """Question answering on images and clips: weighted answers in training; ranking or writing in evaluation."""
 
@@ -210,7 +218,7 @@ class VqaConfig(_Section):
     question_padding: Literal["masked", "seen"] | None = Field(
         None, description="whether written answers see the question's padding; seen: as published"
     )
-    generation: GenerationConfig = GenerationConfig(max_length=10, min_length=1)
+    generation: AnswerGenerationConfig = AnswerGenerationConfig()
     question_text: Literal["cleaned", "as_is"] = Field(
         "cleaned",
         description="lower case and without punctuation but `?`, or as it is (MSRVTT-QA as released)",

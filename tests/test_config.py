@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from aurora_ds import recipe as recipe_module
 from aurora_ds.config import RunConfig
@@ -78,6 +79,16 @@ def test_off_is_off_though_yaml_takes_it_for_false(mine: str, key: str, tmp_path
 
 def test_later_overrides_win(mine: str):
     assert load_config(mine, ["seed=1", "seed=2"]).seed == 2
+
+
+def test_a_part_of_a_section_leaves_its_other_defaults(mine: str):
+    config = load_config(mine, ["vqa.generation.method=greedy"])
+    assert config.vqa.generation == RunConfig().vqa.generation.model_copy(update={"method": "greedy"})
+    assert (config.vqa.generation.min_length, config.vqa.generation.max_length) == (1, 10)
+    for section, default in RunConfig():
+        for name, part in default if isinstance(default, BaseModel) else ():
+            if isinstance(part, BaseModel):
+                assert part == type(default).model_fields[name].annotation(), f"{section}.{name}"
 
 
 def test_a_section_can_be_given_as_a_mapping(mine: str):
