@@ -282,7 +282,8 @@ def run(
     if as_json:
         print(json.dumps(record, indent=1))
     else:
-        Console().print(_table(record, placed(record, clip_conditions(predictor.config, bool(videos)))))
+        Console().print(_table(record))
+        print(placed(record, clip_conditions(predictor.config, bool(videos))))
     return record
 
 
@@ -311,9 +312,9 @@ def _about_files(
     yield from ({keyword: medium, **said} for medium, said in zip(media, found, strict=True))
 
 
-def _table(record: dict[str, Any], caption: str) -> Table:
+def _table(record: dict[str, Any]) -> Table:
     """A row per prediction; where one has a list (texts by rank), a row per entry."""
-    table = Table(title=f"{record['task']}, {record['method']}", caption=caption)
+    table = Table(title=f"{record['task']}, {record['method']}")
     predictions = record["predictions"]
     files = {file for said in predictions for file in _files(said)}
     short = len({Path(file).name for file in files}) == len(files)

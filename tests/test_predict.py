@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +106,8 @@ def runs(recipes, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
             from aurora_ds.train import run
 
             made[task] = tmp_path_factory.mktemp(task) / "run"
-            run(load_config(str(recipes(task)), ["evaluate.limit=1"]), made[task])
+            with redirect_stdout(StringIO()):  # not what the test that comes first prints
+                run(load_config(str(recipes(task)), ["evaluate.limit=1"]), made[task])
         return made[task]
 
     return runs
