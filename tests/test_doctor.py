@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from aurora_ds.doctor import network
+from aurora_ds.doctor import network, probe
 from aurora_ds.doctor.checks import all_findings
 from aurora_ds.doctor.contact import MEET, Reply, ask
 from aurora_ds.doctor.finding import Asked, Finding
@@ -139,6 +139,11 @@ def test_a_cpu_run_asks_for_no_gpu_and_a_wrong_sum_is_no_success() -> None:
     }
     results = [each.result for each in network.all_reduce(cpu, replies, "gloo", 1 << 20)]
     assert results == ["passed", "failed"]
+    slow = Reply(
+        {"ranks": [done, done | {"seconds": 0.5}]}
+    )  # a host's network is as fast as the slowest one's
+    same = {each.found for each in network.all_reduce(cpu, {"a": replies["a"], "b": slow}, "gloo", 1 << 20)}
+    assert len(same) == 1 and "500.0 ms" in same.pop()
 
 
 def test_ranks_that_did_not_meet_are_named_with_where_they_stood() -> None:
@@ -188,6 +193,18 @@ def test_this_machine_with_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert {check for check, each in found.items() if each["result"] == "failed"} == {"shards", "port"}
     assert found["all-reduce"]["result"] == "skipped" and "port" in found["all-reduce"]["found"]
     assert "aurora-ds shards verify" in capsys.readouterr().out
+
+
+def test_a_folder_as_checkpoint_is_read_whole_and_a_built_in_one_is_found(tmp_path: Path) -> None:
+    from aurora_ds.doctor.run import _data
+
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_text(name)
+    first = probe.checkpoint(str(tmp_path))
+    assert first["bytes"] == len("config.json") + len("model.safetensors")
+    (tmp_path / "model.safetensors").write_text("model.safetensorz")
+    assert probe.checkpoint(str(tmp_path))["sha256"] != first["sha256"]
+    assert probe.checkpoint(_data("retrieval_world", [])["checkpoint"])["bytes"] > 10**6
 
 
 def test_a_host_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

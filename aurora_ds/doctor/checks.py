@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 from aurora_ds.doctor import network
 from aurora_ds.doctor.contact import Reply
-from aurora_ds.doctor.finding import FAILED, PASSED, SKIPPED, Asked, Facts, Finding, all_same
+from aurora_ds.doctor.finding import FAILED, NOT_REACHED, PASSED, SKIPPED, Asked, Facts, Finding, all_same
 
 LEAST_DISK = 2 * 10**9  # bytes: checkpoints of prompts are a few MB, logs and galleries are larger
 LEAST_SHARED_MEMORY = 10**9  # bytes: data workers hand batches over through /dev/shm
@@ -24,7 +24,7 @@ def all_findings(asked: Asked, replies: Mapping[str, Reply]) -> list[Finding]:
     for check, judge in _CHECKS.items():
         judged = judge(asked, facts)
         findings += [
-            judged[host] if host in facts else Finding(check, host, SKIPPED, "the host was not reached")
+            judged[host] if host in facts else Finding(check, host, SKIPPED, NOT_REACHED)
             for host in asked.hosts
         ]
     return findings + [network.clock(asked, host, replies[host]) for host in asked.hosts]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
+NOT_REACHED = "the host was not reached"
 Facts = dict[str, Any]  # of one host, as probe.py gathers them
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aurora_ds.doctor.contact import Reply
-from aurora_ds.doctor.finding import FAILED, PASSED, SKIPPED, Asked, Facts, Finding, all_same
+from aurora_ds.doctor.finding import FAILED, NOT_REACHED, PASSED, SKIPPED, Asked, Facts, Finding, all_same
 from aurora_ds.multinode import ssh
 
 MOST_SKEW = 1.0  # seconds; logs and heartbeats of hosts are put in order by their clocks
@@ -56,7 +56,7 @@ def clock(asked: Asked, host: str, reply: Reply) -> Finding:
     if not asked.remote:
         return Finding("clock", host, SKIPPED, "one machine has one clock")
     if reply.ahead is None:
-        return Finding("clock", host, SKIPPED, "the host was not reached")
+        return Finding("clock", host, SKIPPED, NOT_REACHED)
     beyond = abs(reply.ahead) - reply.uncertainty
     if beyond > MOST_SKEW:
         return Finding(
@@ -133,6 +133,8 @@ def interface(asked: Asked, facts: Mapping[str, Facts]) -> dict[str, Finding]:
 def all_reduce(asked: Asked, replies: Mapping[str, Reply], backend: str, numbers: int) -> list[Finding]:
     """What the ranks of each host said about the all-reduce of `numbers` float32."""
     findings = []
+    every = [each for reply in replies.values() if reply.facts for each in reply.facts["ranks"]]
+    slowest = max((each["seconds"] for each in every if "seconds" in each), default=0.0)
     for host in asked.hosts:
         reply = replies[host]
         ranks = reply.facts["ranks"] if reply.facts else []
@@ -149,7 +151,6 @@ def all_reduce(asked: Asked, replies: Mapping[str, Reply], backend: str, numbers
                 )
             )
             continue
-        slowest = max(each["seconds"] for each in ranks)
         world = sum(asked.slots.values())
         # each rank sends and receives 2 (n - 1) / n of the tensor
         rate = 2 * (world - 1) / world * numbers * 4 / slowest / 1e9

@@ -48,7 +48,7 @@ def main(wanted: dict[str, Any]) -> None:
 
 def facts(wanted: dict[str, Any]) -> dict[str, Any]:
     """Everything about this host. `wanted`: folder, environment, shards, checkpoint, output, port, first (whether this
-    is the first host), peer (an address to reach, or None)."""
+    is the first host), peers (the other hosts)."""
     return {
         "hostname": socket.gethostname(),
         "python": platform.python_version(),
@@ -57,12 +57,12 @@ def facts(wanted: dict[str, Any]) -> dict[str, Any]:
         "project": _tried(project),
         "gpus": _tried(graphics),
         "shards": {place: _tried(shards, place) for place in wanted["shards"]},
-        "checkpoint": _tried(whole_file, wanted["checkpoint"]) if wanted["checkpoint"] else None,
+        "checkpoint": _tried(checkpoint, wanted["checkpoint"]) if wanted["checkpoint"] else None,
         "disk": _tried(disk, wanted["output"]) if wanted["output"] else None,
         "shared_memory": _tried(lambda: {"free": shutil.disk_usage("/dev/shm").free}),
         "port": _tried(port, wanted["port"]) if wanted["first"] else None,
         "addresses": _tried(addresses),
-        "interface": _tried(interface, wanted["peer"]) if wanted["peer"] else None,
+        "interface": _tried(interface, wanted["peers"]) if wanted["peers"] else None,
     }
 
 
@@ -175,6 +175,19 @@ def whole_file(place: str) -> dict[str, Any]:
     return {"sha256": digest.hexdigest(), "bytes": size}
 
 
+def checkpoint(place: str) -> dict[str, Any]:
+    """A file, or the files of a folder in transformers' format by name, read from end to end."""
+    path = Path(place).expanduser()
+    if not path.is_dir():
+        return whole_file(str(path))
+    digest, size = hashlib.sha256(), 0
+    for file in sorted(each for each in path.iterdir() if each.is_file()):
+        found = whole_file(str(file))
+        digest.update(f"{file.name}\0{found['sha256']}\0".encode())
+        size += found["bytes"]
+    return {"sha256": digest.hexdigest(), "bytes": size}
+
+
 def disk(output: str) -> dict[str, Any]:
     """Free bytes where the output folder is or would be made, and whether a file can be written there."""
     folder = Path(output).absolute()
@@ -206,9 +219,9 @@ def addresses() -> dict[str, Any]:
     return {"own": asked.stdout.split(), "by_name": by_name}
 
 
-def interface(peer: str) -> dict[str, Any]:
-    """The interface towards another host, and those that the environment names but this host does not have."""
-    name = interface_towards(socket.gethostbyname(peer))
+def interface(peers: list[str]) -> dict[str, Any]:
+    """The interface towards the other hosts, and those that the environment names but this host does not have."""
+    name = interface_towards(_first_known(peers))
     have = [each for _, each in socket.if_nameindex()]
     named = {
         variable: os.environ[variable]
@@ -223,3 +236,13 @@ def interface(peer: str) -> dict[str, Any]:
         "absent": [each for each in wanted if each not in have],
         "have": have,
     }
+
+
+def _first_known(names: list[str]) -> str:
+    """The address of the first of these hosts whose name resolves; one that does not is another check's matter."""
+    for name in names[:-1]:
+        try:
+            return socket.gethostbyname(name)
+        except OSError:
+            continue
+    return socket.gethostbyname(names[-1])

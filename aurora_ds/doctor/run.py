@@ -13,7 +13,7 @@ from typing import Any
 from aurora_ds.doctor import network
 from aurora_ds.doctor.checks import all_findings
 from aurora_ds.doctor.contact import MEET, PROBE, Reply, ask
-from aurora_ds.doctor.finding import FAILED, PASSED, SKIPPED, Asked, Finding
+from aurora_ds.doctor.finding import FAILED, NOT_REACHED, PASSED, SKIPPED, Asked, Finding
 from aurora_ds.multinode import ssh, variables
 from aurora_ds.multinode.hostfile import read_hostfile
 
@@ -65,12 +65,17 @@ def _data(recipe: str | None, overrides: Sequence[str]) -> dict[str, Any]:
     from aurora_ds.recipe import load_config
 
     config = load_config(recipe, list(overrides))
+    checkpoint = config.backbone.checkpoint
+    if checkpoint is not None and checkpoint.startswith("builtin:"):
+        from aurora_ds.backbones.checkpoint import resolve_checkpoint
+
+        checkpoint = str(resolve_checkpoint(checkpoint))
     places = [config.data.shards, *(entry.shards for entry in config.data.mix)]
     # ranks are started in this folder, so a relative path means the same there
     return {
         "cpu": cpu,
         "shards": tuple(dict.fromkeys(place for place in places if place)),
-        "checkpoint": config.backbone.checkpoint,
+        "checkpoint": checkpoint,
     }
 
 
@@ -91,7 +96,7 @@ def _ask_all(asked: Asked) -> dict[str, Reply]:
             "output": asked.output,
             "port": asked.port,
             "first": host == asked.hosts[0],
-            "peer": others[0] if others else None,
+            "peers": others,
         }
 
     # files are hashed at disk speed: 10 minutes are some hundred GB
@@ -175,7 +180,9 @@ def _print(findings: list[Finding], hosts: list[str]) -> None:
     table.add_column("found", overflow="fold")
     lines: dict[tuple[str, str, str], list[str]] = {}
     for each in findings:
-        lines.setdefault((each.check, each.result, each.found), []).append(each.host)
+        check = "all the rest" if each.found == NOT_REACHED else each.check
+        members = lines.setdefault((check, each.result, each.found), [])
+        members += [] if each.host in members else [each.host]
     for (check, result, found), members in lines.items():
         named = "all" if set(members) == set(hosts) and len(hosts) > 1 else ", ".join(members)
         style = {FAILED: "bold red", SKIPPED: "dim"}.get(result, "")
