@@ -306,6 +306,19 @@ def test_doctor_names_each_fault_and_what_to_do(on_host, ailing: Hosts, recipe: 
     assert all(found[key]["advice"] for key in failed)
 
 
+def test_doctor_says_where_ranks_stood_that_did_not_meet(on_host, hosts: Hosts, tmp_path: Path) -> None:
+    nobody = f"{separate_hosts.NETWORK}.99"
+    asked = ("--master-addr", nobody, "--timeout", 5)
+    status, found, said = doctor(on_host, hosts[0], hosts.hostfile(1), tmp_path / "out", *asked)
+    assert status == 1
+    assert {key for key, each in found.items() if each["result"] == "failed"} == {
+        ("all-reduce", "host1"),
+        ("all-reduce", "host2"),
+    }, said
+    assert f"rank 1 while joining at {nobody}:29500" in found["all-reduce", "host2"]["found"]
+    assert "firewall" in found["all-reduce", "host2"]["advice"]
+
+
 def test_doctor_finds_a_clock_that_is_ahead_and_a_network_that_is_cut(
     on_host, hosts: Hosts, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
