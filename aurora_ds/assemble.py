@@ -75,6 +75,7 @@ def adapter_files(
             config.task: settings[config.task],
             "video": settings["data"]["video"],
         },
+        **({} if config.data.shots is None else {"shots": config.data.shots}),
         **assembled.wiring.adapter_facts(task, values),
     }
     # with its configuration, so that export and prediction can build the backbone from the adapter alone
@@ -153,6 +154,7 @@ def load_trained(config: RunConfig, adapter: str, loaded: LoadedBackbone | None 
     config = config.model_copy(deep=True)
     config.prompts = attached_config(saved)
     config.train.method = saved.get("method", "aurora")
+    config.data.shots = saved.get("shots")  # of its training; evaluation reads a split whole
     if config.retrieval.frame_weights is None:
         config.retrieval.frame_weights = saved.get("frame_weights")
     if config.train.method == "full":

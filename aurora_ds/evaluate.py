@@ -21,6 +21,7 @@ from rich.table import Table
 from aurora_ds import arguments
 from aurora_ds.assemble import FULL_FILE, Assembled, build_task, load_trained, trained_frame_weights
 from aurora_ds.config import RunConfig
+from aurora_ds.data.media import clip_window
 from aurora_ds.errors import AuroraError
 from aurora_ds.recipe import load_config
 from aurora_ds.runtime import checkpoint, process_group
@@ -34,12 +35,15 @@ def results_record(
     assembled: Assembled, evaluation: Evaluation, seconds: float, adapter: str | None
 ) -> dict[str, Any]:
     """What results.json says: the metrics, and everything a reader needs to place them."""
+    data = assembled.config.data
     return {
         "task": assembled.config.task,
-        "split": assembled.config.data.eval_split,
+        "split": data.eval_split,
         "metrics": {name: round(value, 4) for name, value in evaluation.metrics.items()},
         **provenance(assembled, adapter),
-        **({"media": "blank"} if assembled.config.data.media == "blank" else {}),
+        **({"media": "blank"} if data.media == "blank" else {}),
+        **({"shots": data.shots} if adapter is not None and data.shots is not None else {}),
+        **({"window": data.video.window} if "clips" in evaluation.facts and clip_window(data.video) else {}),
         **evaluation.facts,
         "world_size": process_group.world_size(),
         "seconds": round(seconds, 2),
@@ -104,6 +108,7 @@ def placed(record: dict[str, Any], of_task: Sequence[str]) -> str:
             f"{backbone['name']} (sha256 {str(backbone['sha256'])[:12]})",
             *of_task,
             *(["blank media"] if record.get("media") == "blank" else []),
+            *([f"trained on {record['shots']} media of a split"] if "shots" in record else []),
             f"preset {record['preset']}",
             f"seed {record['seed']}",
         ]

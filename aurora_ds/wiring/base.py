@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from aurora_ds.backbones.checkpoint import LoadedBackbone
 from aurora_ds.backbones.tokenizer import Tokenizer
 from aurora_ds.config import RunConfig
+from aurora_ds.data.media import clip_window
 from aurora_ds.prompts import Prompts, attach
 
 Forward = Callable[..., dict[str, Any]]  # the task's, or the engine's: forward(batch, what=…, …)
@@ -148,5 +149,7 @@ def percent(metrics: dict[str, float], columns: dict[str, str]) -> dict[str, flo
 
 def clip_conditions(config: RunConfig, clips: bool, extra: Sequence[str] = ()) -> list[str]:
     """How clips were read, for the line under a table; nothing for images."""
-    video = config.data.video
-    return [", ".join([f"{video.frames} frames {video.eval_sampling}", *extra])] if clips else []
+    video, window = config.data.video, clip_window(config.data.video)
+    start, end = window or (0, None)
+    stretch = [] if window is None else [f"{start:g} s to {'the end' if end is None else f'{end:g} s'}"]
+    return [", ".join([f"{video.frames} frames {video.eval_sampling}", *stretch, *extra])] if clips else []

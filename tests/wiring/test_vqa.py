@@ -461,10 +461,15 @@ def test_zero_shot_of_a_split_without_answers_writes_no_metrics(tiny, images, tm
 def test_videoqa_trains_and_says_how_clips_were_read(tiny, clips, tmp_path, capsys):
     config = run_config(tiny, clips, {"accuracy": "exact", "answer_weight": 0.05, **GENERATE})
     config.train.max_steps, config.train.global_batch_size = 2, 2
+    config.data.shots, config.data.video.window = 3, [0, None]
     record = train.run(config, tmp_path / "run")
     assert record["clips"] == 5 and record["generation"]["beams"] == 2
-    shown = " ".join(capsys.readouterr().out.split())
-    assert "3 frames uniform" in shown and "exact match" in shown
+    config.data.shots = None
+    again = evaluate.run(config, tmp_path / "run", tmp_path / "again")
+    assert (again["shots"], again["metrics"]) == (3, record["metrics"])
+    for shown in capsys.readouterr().out.split("exact match")[1:]:
+        assert "3 frames uniform, 0 s to the end" in shown and "trained on 3 media" in shown
+    assert json.loads((tmp_path / "again" / "results.json").read_text())["window"] == [0, None]
 
 
 def test_predictions_need_a_list_or_are_written(tiny):
