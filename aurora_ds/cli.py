@@ -268,7 +268,9 @@ def _add_runs(commands) -> None:
         "aurora-ds train retrieval_coco backbone.checkpoint=model_base.pth --output runs/coco\n"
         "on 8 GPUs:\n"
         "  deepspeed --num_gpus 8 --module aurora_ds.train retrieval_coco --output runs/coco "
-        "--deepspeed-config ds_configs/zero1.json",
+        "--deepspeed-config ds_configs/zero1.json\n"
+        "on the hosts of a file (lines `NAME slots=8`), started again when a host fails:\n"
+        "  scripts/train_multinode.sh --hostfile hosts --max-restarts 3 retrieval_coco --output runs/coco",
     )
     arguments.add_train(train)
     evaluate = _command(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -86,10 +87,13 @@ class Launch:
         return ssh.on_all(self.hosts, send)
 
     def progress(self) -> str:
-        """The newest checkpoint's name on the first host, which writes them; empty when there is none."""
+        """The newest checkpoint's name on the first host, which writes them; empty when there is none to be seen."""
         host = None if ssh.is_here(self.hosts[0]) else self.hosts[0]
         asked = ssh.command(host, ["cat", str(self.output.absolute() / "checkpoints" / "latest")])
-        return subprocess.run(asked, capture_output=True, text=True, timeout=60).stdout.strip()
+        try:
+            return subprocess.run(asked, capture_output=True, text=True, timeout=60).stdout.strip()
+        except subprocess.TimeoutExpired:
+            return ""
 
 
 class Signals:
@@ -114,9 +118,14 @@ class Signals:
 
 def supervise(launch: Launch, most_restarts: int, grace: float) -> int:
     """Run the launch to its end, again after a failure. Returns its last exit status; after a signal that did not end
-    in 0, 128 and the signal's number. Raises AuroraError for a wrong host file."""
+    in 0, 128 and the signal's number. Raises AuroraError for a wrong number of restarts, and without pdsh."""
     if most_restarts < 0:
         raise AuroraError(f"--max-restarts is {most_restarts}; it must be at least 0.")
+    if len(launch.hosts) > 1 and shutil.which("pdsh") is None:
+        raise AuroraError(
+            "DeepSpeed starts the hosts with pdsh, which is not installed here: apt-get install pdsh. torchrun on every "
+            "host, or scripts/slurm.sbatch on a SLURM cluster, start the same run without it."
+        )
     with Signals() as signals:
         done, before, hopeless = 0, launch.progress() if most_restarts else "", False
         while True:
@@ -140,7 +149,7 @@ def supervise(launch: Launch, most_restarts: int, grace: float) -> int:
                 return status
             before, hopeless = now, again
             done += 1
-            _say(f"restart {done} of {most_restarts}, from {now or 'the beginning'}")
+            _say(f"restart {done} of {most_restarts}, from {now or 'its last checkpoint, if any'}")
             _pause(_BETWEEN_LAUNCHES, signals)
             if signals.any is not None:
                 return 128 + signals.any

@@ -69,7 +69,7 @@ def test_a_failed_launch_is_started_again_with_resume_and_what_failed_is_said(
     said = capfd.readouterr()
     assert "the disk is full" in said.out  # passed on
     assert "launch 1 ended with status 3" in said.err and "  aurora-ds (rank 1): the disk is full" in said.err
-    assert "restart 1 of 2, from the beginning" in said.err
+    assert "restart 1 of 2, from its last checkpoint, if any" in said.err
     assert alive(launch) == []  # the data workers of the first launch
 
 
@@ -79,6 +79,13 @@ def test_restarts_are_counted(scripted) -> None:
     assert len(launch.resumed) == 3
     with pytest.raises(AuroraError, match="at least 0"):
         supervise.supervise(launch, -1, grace=5)
+
+
+def test_without_pdsh_nothing_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "hosts").write_text("a slots=1\nb slots=1\n")
+    with pytest.raises(AuroraError, match="apt-get install pdsh"):
+        supervise.supervise(Launch(tmp_path / "hosts", ["toy"], tmp_path / "out"), 0, grace=1)
 
 
 def test_the_same_mistake_twice_is_not_repeated_but_progress_is(scripted, tmp_path: Path) -> None:
