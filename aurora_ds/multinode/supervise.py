@@ -123,7 +123,7 @@ def supervise(launch: Launch, most_restarts: int, grace: float) -> int:
         raise AuroraError(f"--max-restarts is {most_restarts}; it must be at least 0.")
     if len(launch.hosts) > 1 and shutil.which("pdsh") is None:
         raise AuroraError(
-            "DeepSpeed starts the hosts with pdsh, which is not installed here: apt-get install pdsh. torchrun on every "
+            "DeepSpeed starts the hosts with pdsh, which is not installed here: apt-get install pdsh. torchrun on each "
             "host, or scripts/slurm.sbatch on a SLURM cluster, start the same run without it."
         )
     with Signals() as signals:
