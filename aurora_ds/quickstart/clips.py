@@ -2,7 +2,7 @@
 `shards convert clips` and `shards convert clip_questions` take.
 
 The frames of a clip are seen as a set (nothing in the model tells their order), so a way and its way back are one
-motion: across or down. Clips come in twins that differ by the way alone, and in their middle frame not at all.
+motion: across or down. Clips come in twins that differ by the way alone, and in the middle of it not at all.
 """
 
 from __future__ import annotations
