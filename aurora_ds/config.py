@@ -176,12 +176,12 @@ class GenerationConfig(_Section):
     top_k: int = Field(50, ge=0, description="nucleus: draw from this many tokens at most; 0: no limit")
 
 
-class AnswerGenerationConfig(GenerationConfig):
-    """The same for answers, which are short. A class, as a section's defaults are those of its class where a recipe
-    sets a part of it."""
+_ANSWER_LENGTHS = {"max_length": 10, "min_length": 1}
 
-    max_length: PositiveInt = 10
-    min_length: int = Field(1, ge=0, description="no text ends before it has this many tokens")
+
+def _of_answers(value: Any) -> Any:
+    """A recipe that sets a part leaves the lengths of answers, which are not those of the class."""
+    return _ANSWER_LENGTHS | value if isinstance(value, dict) else value
 
 
 class VqaConfig(_Section):
@@ -218,7 +218,9 @@ class VqaConfig(_Section):
     question_padding: Literal["masked", "seen"] | None = Field(
         None, description="whether written answers see the question's padding; seen: as published"
     )
-    generation: AnswerGenerationConfig = AnswerGenerationConfig()
+    generation: Annotated[GenerationConfig, BeforeValidator(_of_answers)] = GenerationConfig(
+        **_ANSWER_LENGTHS
+    )
     question_text: Literal["cleaned", "as_is"] = Field(
         "cleaned",
         description="lower case and without punctuation but `?`, or as it is (MSRVTT-QA as released)",
