@@ -18,7 +18,7 @@ from test_resume import NO_DROPOUT, adapter, assert_close_losses, assert_equal, 
 
 from aurora_ds.runtime.metrics_log import FILE, read
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # a requeued job waits before it starts
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol")
 SHORT = (*NO_DROPOUT, "train.epochs=1")
 
