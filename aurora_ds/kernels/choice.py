@@ -61,13 +61,16 @@ def obstacle() -> str | None:
     return None
 
 
-def family(index: int | None = None) -> str:
-    """The device family that measurements hold for: `sm_90`, `gfx942`; `cpu` without a GPU."""
-    if not torch.cuda.is_available():
-        return "cpu"
+def family() -> str:
+    """The family of this process's device, for which measurements hold: `sm_90`, `gfx942`; `cpu` without a GPU."""
+    return _family_of(torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
+
+
+@functools.cache
+def _family_of(index: int) -> str:
     if torch.version.hip:
-        return torch.cuda.get_device_properties(index or 0).gcnArchName.partition(":")[0]
-    major, minor = torch.cuda.get_device_capability(index or 0)
+        return torch.cuda.get_device_properties(index).gcnArchName.partition(":")[0]
+    major, minor = torch.cuda.get_device_capability(index)
     return f"sm_{major}{minor}"
 
 

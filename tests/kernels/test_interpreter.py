@@ -17,7 +17,8 @@ import pytest
 pytest.importorskip("triton")
 HERE = Path(__file__).parent
 # Relative distance from float64: inputs are the same numbers there, so this is rounding in between and of the result.
-BOUND = {"float32": 1e-6, "float16": 1e-3, "bfloat16": 8e-3}
+# The interpreter cuts bfloat16 off where GPUs round to the nearest.
+BOUND = {"float32": 1e-6, "float16": 1e-3, "bfloat16": 1.5e-2}
 LAYOUTS = [(1, 1), (1, 2), (1, 3), (1, 4), (4, 1)]
 RANKS = [1, 3, 16, 33, 64, 70]
 SHAPES = [(19, 37, 41), (48, 64, 33), (33, 40, 7), (64, 32, 64), (1, 1, 1)]  # w_in, w_out, M

@@ -20,7 +20,8 @@ REAL = [
 @pytest.mark.parametrize("checks", [FEW, drawn(300), REAL], ids=["few", "grid", "real sizes"])
 def test_values_and_gradients_are_within_the_dtypes_bound_and_repeat(checks):
     for check, found in zip(checks, findings(checks, 1400, interpreter="0"), strict=True):
-        assert max(found["distances"]) < 2 * BOUND[check["dtype"]], (name(check), found)
+        bound = BOUND[check["dtype"]] if check["dtype"] != "bfloat16" else 8e-3
+        assert max(found["distances"]) < bound, (name(check), found)
         assert found.get("repeats", True), name(check)
 
 

@@ -158,7 +158,7 @@ def launches_of_projection(site: SiteShape, target: str, rows: int = 32 * 577) -
     with recording(target) as launches:
         y, z = projection.forward(x, weight, empty(site.d_out), down, mix, diagonal, inputs, 1.0, 0.1, seed)
         projection.backward(y, x, z, weight, down, mix, diagonal, 1.0, 0.1, seed, (True, True, True))
-    return dict(zip(("z", "y", "dA", "dz", "dU", "dx"), launches, strict=True))
+    return dict(zip(("z", "y", "dA parts", "dA", "dz", "dU parts", "dU", "dx"), launches, strict=True))
 
 
 def launches_of_bank(plan: Plan, target: str, dtype: torch.dtype) -> dict[str, Launch]:

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from aurora_ds.kernels import choice
 
 
@@ -42,8 +44,9 @@ def target() -> str:
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **settings: Any) -> None:
-    """kernel[grid](*arguments, **settings)."""
+    """kernel[grid](*arguments, **settings), on the device of the first argument, a tensor."""
     if _recorded is None:
-        kernel[grid](*arguments, **settings)
+        with torch.cuda.device_of(arguments[0]):
+            kernel[grid](*arguments, **settings)
     else:
         _recorded.append(Launch(kernel, grid, arguments, settings))

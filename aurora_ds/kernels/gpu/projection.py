@@ -9,7 +9,12 @@ from torch import Tensor
 from aurora_ds.kernels.gpu import tiles
 from aurora_ds.kernels.gpu.dots import precision
 from aurora_ds.kernels.gpu.launch import launch
-from aurora_ds.kernels.gpu.projection_kernels import projection_kernel, reduction_kernel, skinny_kernel
+from aurora_ds.kernels.gpu.projection_kernels import (
+    finish_kernel,
+    projection_kernel,
+    reduction_kernel,
+    skinny_kernel,
+)
 from aurora_ds.kernels.philox import threshold
 
 
@@ -128,22 +133,27 @@ def _skinny(
     return out
 
 
-def _reduce(p: Tensor, q: Tensor, columns: int, pieces: int) -> Tensor:
-    """Σ_m p[m]ᵀ q[m] -> (columns, columns of q) fp32; row m of p is a `pieces`-th of a stored row."""
+def _reduce(
+    p: Tensor,
+    q: Tensor,
+    columns: int,
+    pieces: int,
+    scale: float,
+    dtype: torch.dtype,
+    transposed: bool = False,
+) -> Tensor:
+    """s·Σ_m p[m]ᵀ q[m] -> (columns, columns of q), or its transpose; row m of p is a `pieces`-th of a stored row."""
     rows, narrow = q.shape
-    size = tiles.reduction_tiles(p.dtype)
+    size, width = tiles.reduction_tiles(p.dtype), tiles.rank_tile(narrow, p.dtype)
     part_rows = tiles.part_rows(rows, size.inner)
-    parts = triton.cdiv(rows, part_rows)
-    out = torch.empty(parts, columns, narrow, dtype=torch.float32, device=p.device)
-    if out.numel():
-        width = tiles.rank_tile(narrow, p.dtype)
-        grid = (triton.cdiv(columns, size.rows) * triton.cdiv(narrow, width), parts)
+    partial = torch.empty(triton.cdiv(rows, part_rows), columns, narrow, dtype=torch.float32, device=p.device)
+    if partial.numel():
         launch(
             reduction_kernel,
-            grid,
+            (triton.cdiv(columns, size.rows) * triton.cdiv(narrow, width), len(partial)),
             p,
             q,
-            out,
+            partial,
             rows,
             part_rows,
             *p.stride(),
@@ -156,7 +166,21 @@ def _reduce(p: Tensor, q: Tensor, columns: int, pieces: int) -> Tensor:
             INNER=size.inner,
             **size.launch,
         )
-    return out[0] if parts == 1 else out.sum(0)
+    out = torch.empty((narrow, columns) if transposed else (columns, narrow), dtype=dtype, device=p.device)
+    launch(
+        finish_kernel,
+        (triton.cdiv(columns, 32) * triton.cdiv(narrow, 32),),
+        partial,
+        out,
+        len(partial),
+        scale,
+        ROWS=columns,
+        COLUMNS=narrow,
+        TRANSPOSED=transposed,
+        TILE=32,
+        **tiles.options(4, 2),
+    )
+    return out
 
 
 def forward(
@@ -237,10 +261,8 @@ def backward(
     inputs = d_in // width_in
     dx = ddown = dmix = ddiagonal = None
     if needs[2]:
-        whole = _reduce(dy, z, d_out, 1)
-        if scale != 1.0:
-            whole *= scale
-        dmix, ddiagonal = split_gradient(whole, mix, diagonal, inputs)
+        dtype = mix.dtype if diagonal is None else torch.float32
+        dmix, ddiagonal = split_gradient(_reduce(dy, z, d_out, 1, scale, dtype), mix, diagonal, inputs)
     if needs[0] or needs[1]:
         blocks = _outputs(diagonal, inputs)
         dense = diagonal is None
@@ -261,7 +283,7 @@ def backward(
             shared=not dense and inputs > 1,
         )
         if needs[1]:
-            ddown = _reduce(x, dz.view(-1, rank), width_in, inputs).t().to(down.dtype).contiguous()
+            ddown = _reduce(x, dz.view(-1, rank), width_in, inputs, 1.0, down.dtype, transposed=True)
         if needs[0]:
             dx = _project(
                 dy,

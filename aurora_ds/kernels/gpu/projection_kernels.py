@@ -1,10 +1,11 @@
-"""Three kernels of which the fused projection and its backward pass are made; all sums in fp32.
+"""The kernels of which the fused projection and its backward pass are made; all sums in fp32.
 
 | kernel | computes | FLOPs (M rows, K summed, N columns, R rank) |
 |---|---|---|
 | projection | X B + s·Z T: y (B = Wᵀ, T = Aᵀ) and dx (B = W, T = U), written once | 2·M·N·(K + R) |
 | skinny | mask ∘ s·X Q with few columns: z (Q = Uᵀ) and dz (Q = A), X read once | 2·M·K·R |
 | reduction | Pᵀ Q over many rows, in parts of a fixed number of rows: dUᵀ (x, dz) and dA (dy, z) | 2·M·N·R |
+| finish | the sum of a reduction's parts, in their order, in the gradient's own dtype | parts·N·R |
 
 Blocks: `PIECES` are the input blocks of a site, `BLOCKS` its output blocks; one of the two is 1. Steps are in elements.
 """
@@ -238,3 +239,33 @@ def reduction_kernel(
         total,
         mask=inside_p[:, None] & inside_q[None, :],
     )
+
+
+@triton.jit(do_not_specialize=["parts"])
+def finish_kernel(
+    partial,
+    out,
+    parts,
+    scale,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """out = s·Σ_part partial[part], in the order of the parts, transposed if asked: what a reduction ends with."""
+    across: tl.constexpr = (COLUMNS + TILE - 1) // TILE
+    rows = tl.program_id(0) // across * TILE + tl.arange(0, TILE)
+    columns = tl.program_id(0) % across * TILE + tl.arange(0, TILE)
+    inside = (rows < ROWS)[:, None] & (columns < COLUMNS)[None, :]
+    at = partial + rows[:, None] * COLUMNS + columns[None, :]
+    total = tl.zeros((TILE, TILE), tl.float32)
+    for _ in range(parts):
+        total += tl.load(at, mask=inside, other=0.0)
+        at += ROWS * COLUMNS
+    total *= scale
+    if TRANSPOSED:
+        target = out + columns[:, None] * ROWS + rows[None, :]
+        tl.store(target, tl.trans(total).to(out.dtype.element_ty), mask=tl.trans(inside))
+    else:
+        target = out + rows[:, None] * COLUMNS + columns[None, :]
+        tl.store(target, total.to(out.dtype.element_ty), mask=inside)
