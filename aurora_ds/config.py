@@ -80,7 +80,8 @@ class BackboneConfig(_Section):
     )
     checkpoint: str | None = Field(
         None,
-        description="published .pth, .safetensors, transformers-format directory, `builtin:world`; null: random",
+        description="published .pth, .safetensors, transformers-format directory, `builtin:world`, "
+        "`builtin:world-language`; null: random",
     )
     tokenizer: str | None = Field(
         None,

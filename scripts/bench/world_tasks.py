@@ -108,7 +108,7 @@ def main() -> None:
     )
     text = (
         "# Tasks of the toy world\n\nTarget domain, test split; "
-        f"{seeds} seed{'s' if seeds > 1 else ''}, mean ± standard deviation.\n\n{table}\n\n"
+        f"{f'{seeds} seeds, mean ± standard deviation' if seeds > 1 else '1 seed'}.\n\n{table}\n\n"
         f"{facts_line(record['facts'])}\n"
     )
     write_results("world_tasks", record, text, arguments.quick)
