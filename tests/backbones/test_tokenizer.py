@@ -49,6 +49,13 @@ def test_same_ids_as_transformers(built_in):
     assert torch.equal(mask, expected["attention_mask"])
 
 
+def test_words_are_joined_as_published(built_in):
+    texts = ["a man's dog, and it's 5 o'clock.", "don't stop!", "the boys ' hats"]
+    ids, _ = built_in.encode(texts, 40)
+    # what BertTokenizer.decode of transformers gives with clean_up_tokenization_spaces, the default of 4.15
+    assert built_in.decode(ids) == ["a man's dog, and it's 5 o'clock.", "don't stop!", "the boys'hats"]
+
+
 def test_padding_to_the_longest_and_no_further(built_in):
     ids, mask = built_in.encode(["a dog", "a dog runs"], 35)
     assert ids.tolist() == [[101, 1037, 3899, 102, 0], [101, 1037, 3899, 3216, 102]]
