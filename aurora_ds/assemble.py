@@ -149,8 +149,14 @@ def load_trained(config: RunConfig, adapter: str, loaded: LoadedBackbone | None 
     """The task with a saved adapter in place; the adapter's own prompts settings win over the recipe's, and clips are
     judged with the frame weights it was trained with, unless the recipe says otherwise.
 
-    Raises AuroraError when the adapter belongs to another backbone."""
+    Raises AuroraError when the adapter belongs to another task or backbone."""
     _, saved = read_adapter(adapter)
+    theirs = saved.get("settings", {}).get("task", config.task)
+    if theirs != config.task:
+        raise AuroraError(
+            f"The adapter in {adapter} was trained for the task {theirs}, but this recipe is of {config.task}. Give a "
+            f"recipe of {theirs}, or an adapter of {config.task}."
+        )
     config = config.model_copy(deep=True)
     config.prompts = attached_config(saved)
     config.train.method = saved.get("method", "aurora")

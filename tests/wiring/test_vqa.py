@@ -419,6 +419,8 @@ def test_a_run_leaves_results_the_file_and_an_adapter_that_predicts_without_shar
     assert results["metrics"] == record["metrics"] and len(results["answer_list_sha256"]) == 64
 
     bare = run_config(tiny, None)
+    with pytest.raises(AuroraError, match="was trained for the task vqa, but this recipe is of caption"):
+        load_trained(bare.model_copy(update={"task": "caption"}), str(tmp_path / "run" / "adapter"))
     assembled = load_trained(bare, str(tmp_path / "run" / "adapter"))
     assembled.task.eval()
     image = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
