@@ -4,7 +4,10 @@ and its graph under torch.compile."""
 import pytest
 import torch
 
+from aurora_ds.backbones.site import Site
+from aurora_ds.config import PromptConfig
 from aurora_ds.kernels import draw_seed, dropout_mask, prompted_linear
+from aurora_ds.prompts import attach
 
 LAYOUTS = [(1, 1), (1, 3), (1, 2), (4, 1), (1, 4)]
 
@@ -102,3 +105,14 @@ def test_compiles_into_one_graph(cp):
     wanted = torch.autograd.grad(output(seed).sum(), leaves)
     for got, want in zip(torch.autograd.grad(compiled(seed).sum(), leaves), wanted, strict=True):
         torch.testing.assert_close(got, want)
+
+
+def test_a_prompted_model_with_dropout_compiles_into_one_graph():
+    linear = torch.nn.Linear(6, 18)
+    model = torch.nn.ModuleDict({"qkv": linear}).train()
+    config = PromptConfig(rank=4, dropout=0.3, dropout_position="shared", context="off")
+    prompts = attach(model, [Site("qkv", "qkv", 3, 1, "vision", 0, "attention")], config)
+    prompts.refresh()
+    traced = torch.compile(model["qkv"], fullgraph=True, backend="aot_eager")
+    traced(torch.randn(5, 6)).sum().backward()
+    assert prompts.bank.up_6.grad.abs().sum() > 0
