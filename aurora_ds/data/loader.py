@@ -361,7 +361,7 @@ def _loader(
     """A loader of the items `numbers`, of at most `rows` media each."""
     # A single batch is made faster here than in a process that must be started for it.
     workers = min(config.data.workers, len(numbers)) if len(numbers) > 1 else 0
-    board = ReadingBoard(workers, batches.media.shard)
+    board = ReadingBoard(workers, batches.media.place)
     batches.media.note = board.note
     if workers:
         # as many as can be under way, and two for the run that reads them; each takes two file descriptors

@@ -165,6 +165,12 @@ class MediaReader:
         manifest, split = self._splits[source]
         return manifest.address(split, medium).shard
 
+    def place(self, source: int, medium: int) -> str:
+        """The file and the number of the sample in it, from 0: its key is in the file, which may be out of reach."""
+        manifest, split = self._splits[source]
+        first = int(manifest.split(split).first_media[manifest.shard_of(split, medium)])
+        return f"{self.shard(source, medium)} (sample {medium - first} in it)"
+
     def key(self, source: int, medium: int) -> str | None:
         """The key of a medium, by its record alone; None where that cannot be read either."""
         try:

@@ -1,4 +1,4 @@
-"""Says at which shard a run waits when its data does not come: a slow store looks like a hang otherwise."""
+"""Says at which shard and sample a run waits when its data does not come: a slow store looks like a hang otherwise."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class ReadingBoard:
     """Which medium each worker process reads right now, in memory that the processes share. Made before they fork."""
 
     def __init__(self, workers: int, describe: Callable[[int, int], str]):
-        """describe(source, medium): the shard that holds it."""
+        """describe(source, medium): the shard that holds it, and which sample of it it is."""
         self._lines, self._describe = max(1, workers), describe
         self._memory = mmap.mmap(-1, self._lines * _LINE.size)
         self._memory[:] = _NOTHING * self._lines
@@ -30,10 +30,10 @@ class ReadingBoard:
         info = get_worker_info()
         _LINE.pack_into(self._memory, 0 if info is None else info.id * _LINE.size, source, medium)
 
-    def shards(self) -> list[str]:
-        """What all of them read from, without repetition."""
-        reading = [place for place in _LINE.iter_unpack(self._memory[:]) if place != (-1, -1)]
-        return list(dict.fromkeys(self._describe(*place) for place in reading))
+    def reading(self) -> list[str]:
+        """What all of them read, without repetition."""
+        places = [place for place in _LINE.iter_unpack(self._memory[:]) if place != (-1, -1)]
+        return list(dict.fromkeys(self._describe(*place) for place in places))
 
 
 class Watch:
@@ -68,6 +68,6 @@ class Watch:
             waited = time.monotonic() - since
             if waited >= self._seconds * (self._told + 1):
                 self._told += 1
-                shards = self._board.shards()
-                where = f"at shard {', '.join(shards)}" if shards else "while no shard is being read"
+                reading = self._board.reading()
+                where = f"at shard {', '.join(reading)}" if reading else "while no shard is being read"
                 self._say(f"waiting for data {waited:.0f} s {where}")

@@ -101,9 +101,8 @@ def test_a_slow_shard_is_named(
     with caplog.at_level(logging.WARNING):
         batches = list(loader.train_loader(config, tokenizer, 1, 0, 0))
     assert len(batches) == 5
-    assert any(
-        "waiting for data" in line and "s at shard train-000004.tar" in line for line in caplog.messages
-    )
+    where = "s at shard train-000004.tar (sample 2 in it)"
+    assert any("waiting for data" in line and where in line for line in caplog.messages)
 
 
 def test_a_wait_that_is_short_or_over_is_not_told() -> None:
