@@ -115,6 +115,8 @@ def _train(output: Path, ranks: int, settings: list[str]) -> None:
             f"Training ended with status {status}; what went wrong is above. Run again to continue "
             "from its last checkpoint."
         )
+    if not (output / "run" / evaluate.RESULTS_FILE).is_file():
+        raise AuroraError("Training was asked to end early, and what it did is saved. Run again to go on.")
 
 
 def _free_port() -> int:

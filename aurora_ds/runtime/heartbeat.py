@@ -8,7 +8,6 @@ gone, ends this process with the reason and every thread's stack.
 
 from __future__ import annotations
 
-import contextlib
 import faulthandler
 import json
 import os
@@ -47,13 +46,12 @@ class Heartbeat:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._launchers = _launchers()
-        me = psutil.Process()
-        everyone = process_group.gather_objects((socket.gethostname(), me.pid, me.create_time()))
-        here = everyone[process_group.rank()][0]
+        everyone = process_group.gather_objects((os.getpid(), _born(os.getpid())))
+        # those that can be seen from here: host names may be the same in two containers, and pids on two hosts
         self._others = {
-            rank: (pid, created)
-            for rank, (host, pid, created) in enumerate(everyone)
-            if host == here and pid != me.pid
+            rank: process
+            for rank, process in enumerate(everyone)
+            if rank != process_group.rank() and _alive(*process)
         }
         self._gone_since: dict[str, float] = {}
         self._broken = False
@@ -166,36 +164,43 @@ def _phase_of(folder: Path, rank: int) -> str:
     return json.loads(path.read_text(encoding="utf-8"))["phase"] if path.is_file() else ""
 
 
-def _launchers() -> dict[str, tuple[int, float]]:
+def _launchers() -> dict[str, tuple[int, int]]:
     """The launchers above this process, and the ssh session that one was started in: name -> (process, its start)."""
-    found: dict[str, tuple[int, float]] = {}
-    if "RANK" not in os.environ:
+    found: dict[str, tuple[int, int]] = {}
+    if "RANK" not in os.environ or not _born(os.getpid()):  # without /proc nothing can be watched
         return found
-    with contextlib.suppress(
-        psutil.Error
-    ):  # an ancestor that ends while it is looked at, or may not be looked at
+    try:
         parents = psutil.Process().parents()
         for number, parent in enumerate(parents):
-            if (found or _was_launched()) and (parent.pid == 1 or parent.name() in _ADOPTERS):
-                if (
-                    not {"deepspeed", "torchrun", "torch.distributed.run", "deepspeed.launcher.runner"}
-                    & found.keys()
-                ):
-                    found["that it began under"] = (0, 0.0)  # it was gone before this process looked
-                break
             # the module or script: a shell or a job script whose arguments name a launcher is none
             words = parent.cmdline()[:4]
             name = next((word for word in words if any(_is(word, each) for each in _LAUNCHERS)), None)
             if name is None:
-                # pdsh starts the launcher of each host in a shell under sshd; the user's own login shell may go
-                names = [each.name() for each in parents[number:]]
-                session = next((n for n, each in enumerate(names) if each.startswith("sshd")), None)
-                if "deepspeed.launcher.launch" in found and session is not None:
-                    sshd = parents[number + session]
-                    found["its ssh session"] = (sshd.pid, sshd.create_time())
+                found |= _above(parents[number:], found)
                 break
-            found[Path(name).name] = (parent.pid, parent.create_time())
+            found[Path(name).name] = (parent.pid, _born(parent.pid))
+    except (psutil.Error, OSError):
+        pass  # an ancestor ended while it was looked at: the next look at those found so far tells
     return found
+
+
+def _above(parents: list[psutil.Process], found: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+    """What stands above the launchers that were `found` and must live too. The user's login shell may go."""
+    adopted = parents[0].pid == 1 or parents[0].name() in _ADOPTERS
+    of_machine = found.get("deepspeed.launcher.launch")
+    if adopted:
+        # gone before this process looked: the only launcher, or the one above deepspeed's launcher of this machine,
+        # which else is the leader of its process group, or has a living one
+        if not found and _was_launched():
+            return {"that it began under": (0, 0)}
+        if of_machine and len(found) == 1 and not _born(os.getpgid(of_machine[0])):
+            return {"that it began under": (0, 0)}
+    elif of_machine:
+        # pdsh starts the launcher of each host in a shell under sshd
+        session = next((each for each in parents if each.name().startswith("sshd")), None)
+        if session is not None and len(found) == 1:
+            return {"its ssh session": (session.pid, _born(session.pid))}
+    return {}
 
 
 def _was_launched() -> bool:
@@ -207,9 +212,17 @@ def _is(word: str, launcher: str) -> bool:
     return Path(word).name == launcher or word.startswith(f"{launcher}.") or word == launcher
 
 
-def _alive(pid: int, created: float) -> bool:
+def _alive(pid: int, born: int) -> bool:
+    return born != 0 and _born(pid) == born
+
+
+def _born(pid: int) -> int:
+    """When the process began, in clock ticks since the machine did; 0 when it is gone, or a zombie. Unlike a time of
+    day it stays the same when the clock is set, and tells another process of the same number apart."""
     try:
-        process = psutil.Process(pid)
-        return process.create_time() == created and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+        fields = (
+            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        )
+    except OSError:
+        return 0
+    return 0 if fields[0] == "Z" else int(fields[19])

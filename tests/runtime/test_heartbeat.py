@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from aurora_ds.runtime import heartbeat
@@ -67,7 +66,7 @@ from aurora_ds.runtime import heartbeat
 from aurora_ds.runtime.stop import StopRequest
 heartbeat.SECONDS, heartbeat.GRACE_FOR_RANK, heartbeat.GRACE_FOR_LAUNCHER = 0.05, 0.3, 0.3
 beat = heartbeat.Heartbeat(sys.argv[1], StopRequest())
-other = (int(sys.argv[2]), float(sys.argv[3]))
+other = (int(sys.argv[2]), int(sys.argv[3]))
 (beat._others if sys.argv[4] == "rank" else beat._launchers)[1 if sys.argv[4] == "rank" else "deepspeed"] = other
 with beat:
     beat.at("forward", 4)
@@ -83,7 +82,7 @@ def test_a_rank_that_waits_for_a_dead_one_ends_with_the_reason_and_its_stacks(
     """As in a collective of NCCL, which does not notice."""
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
-        created = psutil.Process(other.pid).create_time()
+        created = heartbeat._born(other.pid)
         command = [sys.executable, "-c", LEFT_ALONE, str(tmp_path), str(other.pid), str(created), who]
         rank = subprocess.Popen(
             command,
@@ -106,3 +105,37 @@ def test_a_rank_that_waits_for_a_dead_one_ends_with_the_reason_and_its_stacks(
     )
     assert gone in said and "still in forward of step 4" in said and "--resume auto" in said
     assert heartbeat.read(tmp_path)[0]["phase"] == "ended by force in forward"
+
+
+class Above:
+    """A process above this one, as psutil shows it."""
+
+    def __init__(self, pid: int, name: str) -> None:
+        self.pid, self._name = pid, name
+
+    def name(self) -> str:
+        return self._name
+
+
+def test_what_is_above_the_launchers_is_watched_only_where_it_must_live(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mine = {"deepspeed.launcher.launch": (os.getpid(), 1)}
+    both = mine | {"deepspeed.launcher.runner": (os.getppid(), 1)}
+    gone = {"that it began under": (0, 0)}
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    monkeypatch.setenv("CROSS_RANK", "0")
+    # a shell, a job script, or a container's first process, which started the user's launcher
+    for parents in ([Above(os.getppid(), "bash")], [Above(1, "systemd")]):
+        assert heartbeat._above(parents, both) == {}
+    # the launcher of this machine under ssh: its session
+    ssh = [Above(70, "bash"), Above(os.getpid(), "sshd-session"), Above(60, "sshd")]
+    assert heartbeat._above(ssh, mine) == {"its ssh session": (os.getpid(), heartbeat._born(os.getpid()))}
+    assert heartbeat._above(ssh, both) == {}
+    # adopted by the first process: the launcher above is gone if the leader of its group is, too
+    assert heartbeat._above([Above(1, "init")], mine) == {}
+    monkeypatch.setattr(os, "getpgid", lambda pid: 2**30)
+    assert heartbeat._above([Above(1, "init")], mine) == gone
+    assert heartbeat._above([Above(1, "init")], {}) == gone
+    monkeypatch.delenv("CROSS_RANK")
+    assert heartbeat._above([Above(1, "init")], {}) == {}
