@@ -34,7 +34,8 @@ sys.exit(train.main(sys.argv[1:-1]))
 """
 
 
-@pytest.mark.parametrize("fault", ["loss", pytest.param("gradient", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["loss", "gradient"])
 def test_one_rank_is_not_finite(fault: str, launch, recipe: Path, tmp_path: Path) -> None:
     script, output = tmp_path / "faulty.py", tmp_path / "run"
     script.write_text(FAULTY)

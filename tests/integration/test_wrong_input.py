@@ -255,6 +255,12 @@ def test_a_loss_that_is_not_finite_stops_with_the_samples_and_keeps_the_last_che
     settings = ["train.lr=1e20", "train.schedule=constant", "train.warmup_steps=3", "train.save_every=1"]
     said = refused("train", *settings, "--output", output)
     assert "not finite in step" in said and "last checkpoint is kept" in said and "train.lr" in said
+    (kept,) = (output / "not_finite").iterdir()
+    assert str(kept) in said and {file.name for file in kept.iterdir()} == {
+        "rank-00000.json",
+        "rank-00000.safetensors",
+        "state.safetensors",
+    }
     last = checkpoint.find(output, "required")
     checkpoint.verify(last)
     assert {line["step"] for line in read(output / FILE)} == set(
