@@ -293,6 +293,10 @@ class VideoConfig(_Section):
     """Which frames of a clip are read, and by what."""
 
     frames: PositiveInt = 8
+    short_clips: Literal["repeat", "error"] = Field(
+        "repeat",
+        description="of a clip with fewer frames than asked for: repeat them evenly, or take it for unreadable",
+    )
     train_sampling: Sampling = Field("random", description="how frames are picked in training")
     eval_sampling: Sampling = Field("uniform", description="how frames are picked in evaluation")
     window: Stretch = Field(

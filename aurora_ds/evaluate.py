@@ -7,6 +7,7 @@ clips that is the zero-shot protocol: mean of frame features, all frames' tokens
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import time
@@ -23,6 +24,7 @@ from aurora_ds.assemble import FULL_FILE, Assembled, build_task, load_trained, t
 from aurora_ds.config import RunConfig
 from aurora_ds.data.media import clip_window
 from aurora_ds.errors import AuroraError
+from aurora_ds.prompts.adapter import TENSOR_FILE
 from aurora_ds.recipe import load_config
 from aurora_ds.runtime import checkpoint, process_group
 from aurora_ds.runtime.run_folder import replace_file
@@ -51,16 +53,24 @@ def results_record(
 
 
 def provenance(assembled: Assembled, adapter: str | None) -> dict[str, Any]:
-    """Which model gave a result: method, adapter, preset, numbers trained, backbone with its hash, seed."""
+    """Which model gave a result: method, adapter and backbone with their hashes, preset, numbers trained, seed."""
     config, prompts = assembled.config, assembled.task.prompts
+    weights = (
+        None if adapter is None else Path(adapter) / TENSOR_FILE
+    )  # a run judges some before they are saved
     return {
         "method": "frozen" if adapter is None else config.train.method,
         "adapter": adapter,
+        "adapter_sha256": _sha256(weights),
         "preset": config.prompts.preset,
         "trainable": None if prompts is None or adapter is None else prompts.report()["trainable"],
         "backbone": assembled.backbone,
         "seed": config.seed,
     }
+
+
+def _sha256(path: Path | None) -> str | None:
+    return None if path is None or not path.is_file() else hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def write_results(folder: Path, evaluation: Evaluation, record: dict[str, Any]) -> None:
@@ -106,6 +116,7 @@ def placed(record: dict[str, Any], of_task: Sequence[str]) -> str:
     return ", ".join(
         [
             f"{backbone['name']} (sha256 {str(backbone['sha256'])[:12]})",
+            *([f"adapter (sha256 {record['adapter_sha256'][:12]})"] if record.get("adapter_sha256") else []),
             *of_task,
             *(["blank media"] if record.get("media") == "blank" else []),
             *([f"trained on {record['shots']} media of a split"] if "shots" in record else []),

@@ -19,6 +19,7 @@ Reason = Literal[
     "checksum",
     "unreachable",
     "window",
+    "too_short",
 ]
 
 

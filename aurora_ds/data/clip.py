@@ -18,7 +18,7 @@ from aurora_ds.data.bad_sample import BadSample
 from aurora_ds.data.decode import open_image
 from aurora_ds.data.image import write_pixels, write_test, write_train
 from aurora_ds.data.reader import Sample
-from aurora_ds.data.sampling import CLIP_SECONDS, Strategy, choose
+from aurora_ds.data.sampling import CLIP_SECONDS, ShortClips, Strategy, choose
 from aurora_ds.data.video import Decoder, sample_frames
 
 BICUBIC = Image.Resampling.BICUBIC
@@ -35,6 +35,7 @@ def sample_clip(
     size: int | None = None,
     max_pixels: int,
     decoder: Decoder = "auto",
+    short_clips: ShortClips = "repeat",
 ) -> tuple[np.ndarray, np.ndarray]:
     """(frames uint8 (count, H, W, 3), seconds float64 (count,)) of a sample of kind "video" or "frames".
 
@@ -54,12 +55,14 @@ def sample_clip(
             size=size,
             max_pixels=max_pixels,
             decoder=decoder,
+            short_clips=short_clips,
         )
     if sample.kind != "frames":
         raise BadSample(f"Sample {sample.key} is of kind {sample.kind!r}, not a clip.", reason="not_a_video")
     stamps, seconds = _stored_times(sample)
     stretches = np.arange(len(stamps)) * (seconds / len(stamps))
-    numbers = choose(stretches, seconds, count, how, generator, window, clip_seconds, f"clip {sample.key}")
+    name = f"clip {sample.key}"
+    numbers = choose(stretches, seconds, count, how, generator, window, clip_seconds, name, short_clips)
     # A stored frame that is asked for several times is decoded once.
     pixels: dict[int, np.ndarray] = {}
     for number in dict.fromkeys(numbers.tolist()):

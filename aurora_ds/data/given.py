@@ -81,6 +81,7 @@ def _clip(given: Any, config: RunConfig, name: str) -> np.ndarray:
             size=config.backbone.vision.image_size,
             max_pixels=config.data.max_pixels,
             decoder=video.decoder,
+            short_clips=video.short_clips,
         )[0]
     if isinstance(given, np.ndarray):
         frames = _checked(given, 4, "a clip is uint8 (T, H, W, 3)", name)
@@ -91,7 +92,13 @@ def _clip(given: Any, config: RunConfig, name: str) -> np.ndarray:
                 "data.video.eval_sampling=uniform."
             )
         numbers = choose(
-            np.arange(len(frames)), len(frames), video.frames, video.eval_sampling, draws, name=name
+            np.arange(len(frames)),
+            len(frames),
+            video.frames,
+            video.eval_sampling,
+            draws,
+            name=name,
+            short_clips=video.short_clips,
         )
         return frames[numbers]
     raise AuroraError(

@@ -193,6 +193,7 @@ class MediaReader:
                 size=self._clip_size,
                 max_pixels=data.max_pixels,
                 decoder=data.video.decoder,
+                short_clips=data.video.short_clips,
             )[0]
         if sample.kind == "images":
             return [

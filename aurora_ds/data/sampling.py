@@ -30,6 +30,7 @@ Strategy = Literal["uniform", "stride", "centre", "segment", "random", "head_tai
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 RANDOM_STRATEGIES = ("segment", "random", "head_tail", "clip")
 CLIP_SECONDS = 8 / 3
+ShortClips = Literal["repeat", "error"]
 
 
 def choose(
@@ -41,13 +42,15 @@ def choose(
     window: tuple[float, float | None] | None = None,
     clip_seconds: float = CLIP_SECONDS,
     name: str = "a clip",
+    short_clips: ShortClips = "repeat",
 ) -> np.ndarray:
     """int64 (count,): numbers of the frames to take, ascending.
 
     times: float64 (frames,), ascending from 0, in seconds. `window` (start, end) in seconds limits the choice to the
     frames seen in that stretch; end None: to the clip's end. Random strategies draw from `generator` only. `name` is
-    how messages call the clip. Raises AuroraError for an unknown strategy, a missing generator or a count below 1,
-    BadSample (window) for a window outside the clip.
+    how messages call the clip. `short_clips`: what becomes of fewer frames than `count`. Raises AuroraError for an
+    unknown strategy, a missing generator or a count below 1, BadSample for a window outside the clip (window), and for
+    too few frames with short_clips=error (too_short).
     """
     if how not in STRATEGIES:
         raise AuroraError(f"Frame sampling {how!r} does not exist. Choose from: {', '.join(STRATEGIES)}.")
@@ -56,6 +59,12 @@ def choose(
     if how in RANDOM_STRATEGIES and generator is None:
         raise AuroraError(f"Frame sampling {how!r} is random and needs a generator. Hand one in.")
     first, end, start_second, end_second = _window(times, seconds, window, name)
+    if short_clips == "error" and end - first < count:
+        raise BadSample(
+            f"{count} frames are asked of {name}, which has {end - first}{'' if window is None else ' in the window'}. "
+            "Ask for fewer (data.video.frames), or set data.video.short_clips=repeat to see some several times.",
+            "too_short",
+        )
     if how in _BY_NUMBER:
         return first + _BY_NUMBER[how](end - first, count, generator)
     if how == "clip":

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from aurora_ds.data.sampling import CLIP_SECONDS, Strategy, choose
+from aurora_ds.data.sampling import CLIP_SECONDS, ShortClips, Strategy, choose
 from aurora_ds.data.video_container import MAX_PIXELS
 from aurora_ds.data.video_pyav import Clip, VideoInfo, open_clip
 from aurora_ds.data.video_storage import frames_as_jpeg as frames_as_jpeg
@@ -53,6 +53,7 @@ def sample_frames(
     size: int | None = None,
     max_pixels: int = MAX_PIXELS,
     decoder: Decoder = "auto",
+    short_clips: ShortClips = "repeat",
 ) -> tuple[np.ndarray, np.ndarray]:
     """(frames uint8 (count, H, W, 3), seconds float64 (count,)): `count` frames chosen as sampling.choose does.
 
@@ -62,7 +63,7 @@ def sample_frames(
     """
     with open_clip(content, name, max_pixels) as clip:
         numbers = choose(
-            clip.times, clip.seconds, count, how, generator, window, clip_seconds, f"clip {name}"
+            clip.times, clip.seconds, count, how, generator, window, clip_seconds, f"clip {name}", short_clips
         )
         return _pictures(content, clip, numbers, decoder, size), clip.times[numbers]
 

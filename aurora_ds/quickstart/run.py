@@ -132,11 +132,9 @@ def _report(output: Path, record: dict[str, Any]) -> None:
     rows = {"frozen backbone": record["frozen"]["metrics"], "with Aurora prompts": trained["metrics"]}
     images, texts = trained["images"], trained["texts"]
     console, wiring = Console(), wiring_of(load_config(RECIPE))
-    console.print(
-        evaluate.metrics_table(
-            wiring, rows, f"Toy world, target domain, test: {images} images, {texts} captions"
-        )
-    )
+    title = f"Toy world, target domain, test: {images} images, {texts} captions"
+    console.print(evaluate.metrics_table(wiring, rows, title))
+    console.print(evaluate.conditions(wiring, trained), soft_wrap=True)
     seconds = trained["train_seconds"]
     when = f"in {seconds:.0f} s on {record['ranks']} ranks" if seconds >= 1 else "in an earlier run"
     console.print(f"trained {trained['trainable']:,} numbers {when}")

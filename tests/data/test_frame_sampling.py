@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aurora_ds.config import Sampling
+from aurora_ds.data.bad_sample import BadSample
 from aurora_ds.data.sampling import RANDOM_STRATEGIES, STRATEGIES, choose, frame_at
 from aurora_ds.errors import AuroraError
 
@@ -102,6 +103,18 @@ def test_every_strategy_gives_count_frames_of_the_clip_in_order(
 def test_fewer_frames_than_asked_are_repeated_evenly(how: str) -> None:
     assert np.bincount(pick(3, 8, how)).tolist() in ([3, 3, 2], [3, 2, 3])
     assert pick(8, 8, how) == list(range(8))
+
+
+@pytest.mark.parametrize("how", STRATEGIES)
+def test_fewer_frames_than_asked_can_be_refused(how: str) -> None:
+    assert len(pick(8, 8, how, short_clips="error")) == 8
+    with pytest.raises(
+        BadSample, match="8 frames are asked of a clip, which has 7.*short_clips=repeat"
+    ) as found:
+        pick(7, 8, how, short_clips="error")
+    assert found.value.reason == "too_short"
+    with pytest.raises(BadSample, match="which has 3 in the window"):
+        pick(250, 8, how, window=(1.0, 1.12), short_clips="error")
 
 
 @pytest.mark.parametrize("how", STRATEGIES)

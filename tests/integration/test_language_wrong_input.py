@@ -1,6 +1,7 @@
 """What is wrong with the data of the language tasks: status 2, one paragraph that names it, and no results.
 
-A clip with fewer frames than are asked for is none of it: frames are repeated evenly (data/sampling.py).
+A clip with fewer frames than are asked for is none of it unless data.video.short_clips=error says so: frames are
+repeated evenly (data/sampling.py).
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ def refused(recipes: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixt
         lines = [line for line in printed.splitlines() if line.startswith("aurora-ds")]
         assert status == 2 and len(lines) == 1 and "Traceback" not in printed, printed
         left = {path.name for path in output.rglob("*") if path.is_file()}
-        assert left <= {"run.json", "run.lock", "config.yaml", "metrics.jsonl", "bad_samples.jsonl"}, left
+        said_by_ranks = {"rank-00000.json", "bad_samples.jsonl"}
+        assert left <= {"run.json", "run.lock", "config.yaml", "metrics.jsonl"} | said_by_ranks, left
         return lines[0]
 
     return refused
@@ -150,3 +152,17 @@ def test_a_clip_with_fewer_frames_than_asked_for_is_seen_with_frames_repeated(
     assert main([str(recipes["vqa"]), *settings, "--output", str(tmp_path / "output")]) == 0
     record = json.loads((tmp_path / "output" / "results.json").read_text())
     assert (record["clips"], record["frames"]) == (1, 40), "of a clip of 25"
+
+
+def test_a_clip_with_fewer_frames_than_asked_for_can_be_refused(
+    recipes: dict[str, Path], tmp_path: Path, capsys
+) -> None:
+    from aurora_ds.evaluate import main
+
+    question = {"question": "is it red", "question_id": 1, "answers": ANSWERS}
+    write_shards(tmp_path / "shards", {"test": [[clip_sample(0, questions=[question])]]})
+    settings = [f"data.shards={tmp_path / 'shards'}", "data.video.frames=40", EXACT, WRITTEN]
+    settings += ["data.video.short_clips=error", "--output", str(tmp_path / "output")]
+    assert main([str(recipes["vqa"]), *settings]) == 2
+    assert "40 frames are asked of clip clip-0, which has 25" in capsys.readouterr().err
+    assert not (tmp_path / "output" / "results.json").exists()
