@@ -75,5 +75,5 @@ def merge(weight: Tensor, down: Tensor, mix: Tensor, inputs: int, scale: float) 
         PRECISION=precision(),
         TILE=TILE,
         RANKS=rank_tile(rank, mix.dtype),
-        **options(4, 2),
+        **options(8, 2),
     )

@@ -180,7 +180,7 @@ def _meta(rank: int) -> dict[str, Any]:
         "PRECISION": precision(),
         "ROWS": ROWS,
         "RANKS": rank_tile(rank, torch.float32),
-        **options(4, 2),
+        **options(8, 2),
     }
 
 
