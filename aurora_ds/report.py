@@ -1,6 +1,8 @@
-"""The attach report: what will be trained, for a person to check before a long run."""
+"""What a run is, for people: the attach report before it, the settings that it is compared by after it."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from aurora_ds.assemble import Assembled
 from aurora_ds.kernels import choice as kernel_choice
@@ -39,3 +41,17 @@ def attach_report(assembled: Assembled, steps_per_epoch: int) -> str:
         f"trained    {trained:,} of {report['backbone']:,} numbers, {100 * trained / report['backbone']:.4f} %"
     )
     return "\n".join(lines)
+
+
+def hyperparameters(assembled: Assembled) -> dict[str, Any]:
+    """The settings that runs are compared by; all of them are in the config page."""
+    config = assembled.config
+    settings = config.model_dump(mode="json")
+    task = settings[config.task]
+    chosen = {
+        "prompts": ("preset", "form", "rank", "scale", "dropout", "query_transform", "context"),
+        config.task: tuple(key for key, value in task.items() if not isinstance(value, dict | list)),
+        "train": ("method", "epochs", "global_batch_size", "lr", "schedule", "weight_decay", "precision"),
+    }
+    picked = {section: {key: settings[section][key] for key in keys} for section, keys in chosen.items()}
+    return {"backbone": assembled.backbone["name"], "seed": config.seed, **picked}

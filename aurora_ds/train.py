@@ -26,7 +26,7 @@ from aurora_ds.evaluate import find_adapter, print_results, results_record, writ
 from aurora_ds.prompts.adapter import save_adapter
 from aurora_ds.prompts.kernel_path import warm_up
 from aurora_ds.recipe import load_config, to_yaml
-from aurora_ds.report import attach_report
+from aurora_ds.report import attach_report, hyperparameters
 from aurora_ds.runtime import changes, checkpoint, failure, inspection, process_group
 from aurora_ds.runtime.engine import Engine, StepReport, build
 from aurora_ds.runtime.guards import Guards, NotFinite
@@ -158,7 +158,7 @@ class Training:
                 return self._leave()
             self._save_adapter(self.output / "adapter")
             record = self._evaluate(final=True, seconds=time.perf_counter() - started)
-        self.monitor.hyperparameters(self._hyperparameters(), record["metrics"])
+        self.monitor.hyperparameters(hyperparameters(self.assembled), record["metrics"])
         self.monitor.close()
         return record
 
@@ -174,18 +174,6 @@ class Training:
             f"Ended early: {self.stopped}; {done}. Start again with --resume auto to go on."
         )
         return {"stopped": self.stopped, "step": self.engine.step}
-
-    def _hyperparameters(self) -> dict[str, Any]:
-        """The settings that runs are compared by; all of them are in the config page."""
-        settings = self.config.model_dump(mode="json")
-        task = settings[self.config.task]
-        chosen = {
-            "prompts": ("preset", "form", "rank", "scale", "dropout", "query_transform", "context"),
-            self.config.task: tuple(key for key, value in task.items() if not isinstance(value, dict | list)),
-            "train": ("method", "epochs", "global_batch_size", "lr", "schedule", "weight_decay", "precision"),
-        }
-        picked = {section: {key: settings[section][key] for key in keys} for section, keys in chosen.items()}
-        return {"backbone": self.assembled.backbone["name"], "seed": self.config.seed, **picked}
 
     # ---- the loop --------------------------------------------------------------------------------
 
