@@ -4,7 +4,8 @@ BLIP-base decoder (12 layers, width 768, 30,524 words), CPU, fp32, random weight
 (577 of width 768), prompt of 4 tokens, up to 20 tokens with it. Ranking: 3,128 answers of one to six tokens, as many of
 each length as the usual VQA v2 answer list has, k = 128, questions of 12 tokens. The image encoder and the
 question encoder are the same on both sides and left out. Published (plain_generation.py): no cache, keys and
-values of the image repeated per beam and computed anew in each step, of the question for each answer.
+values of the image repeated per beam and computed anew in each step, of the question for each answer. Images come in
+batches of 8.
 
     python scripts/bench/generation.py [--quick] [--images 64] [--questions 16] [--repeat 3] [--threads N]
 
@@ -41,6 +42,7 @@ ANSWER_LENGTHS = {
 }  # answers of the list by their number of tokens
 FIRST_TOKENS = 2188  # different ones among them
 END, PAD = 102, 0
+AT_ONCE = 8
 
 
 def setting(arguments: argparse.Namespace) -> dict[str, int]:
@@ -131,6 +133,11 @@ def measure(contender: str, kind: str, threads: int, s: dict[str, int]) -> dict[
     generator = torch.Generator().manual_seed(6)
 
     def captions(count: int) -> list:
+        """Of `count` images, AT_ONCE at a time, whoever writes them: all at once they would not fit into memory."""
+        sizes = [min(AT_ONCE, count - first) for first in range(0, count, AT_ONCE)]
+        return [row for size in sizes for row in captions_of_batch(size)]
+
+    def captions_of_batch(count: int) -> list:
         tokens = torch.randn(count, s["tokens"], s["width"], generator=generator)
         if contender == "plain":
             found = plain_generation.beam_search(
