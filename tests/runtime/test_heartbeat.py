@@ -133,6 +133,7 @@ def test_what_is_above_the_launchers_is_watched_only_where_it_must_live(
     assert heartbeat._above(ssh, mine) == {"its ssh session": (os.getpid(), heartbeat._born(os.getpid()))}
     assert heartbeat._above(ssh, both) == {}
     # adopted by the first process: the launcher above is gone if the leader of its group is, too
+    monkeypatch.setattr(os, "getpgid", lambda pid: os.getpid())
     assert heartbeat._above([Above(1, "init")], mine) == {}
     monkeypatch.setattr(os, "getpgid", lambda pid: 2**30)
     assert heartbeat._above([Above(1, "init")], mine) == gone
