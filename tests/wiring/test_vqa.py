@@ -411,9 +411,7 @@ def test_a_run_leaves_results_the_file_and_an_adapter_that_predicts_without_shar
     assert evaluate.main([str(tmp_path / "recipe.yaml"), *again]) == 0
     printed = capsys.readouterr().out
     assert "7 images, 15 questions" in printed and "yes_no" in printed
-    assert f"(sha256 {record['adapter_sha256'][:12]}), ranked 11 answers" in printed, (
-        "not broken into lines"
-    )
+    assert f"(sha256 {record['adapter_sha256'][:12]}), ranked 11 answers" in printed, "not broken into lines"
     assert json.loads((tmp_path / "again" / "vqa_result.json").read_text()) == saved
     results = json.loads((tmp_path / "again" / "results.json").read_text())
     assert results["metrics"] == record["metrics"] and len(results["answer_list_sha256"]) == 64
