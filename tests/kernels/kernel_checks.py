@@ -19,11 +19,13 @@ from aurora_ds.kernels.reconstruct import _fused as _fused_reconstruct
 DEVICE = torch.device("cpu" if choice.interpreted() else "cuda")
 
 
-def distance(got: Tensor, want: Tensor) -> float:
-    """Relative, in the 2-norm; 0 for two empty tensors."""
+def distance(got: Tensor, want: Tensor, terms: Tensor | None = None) -> float:
+    """Relative, in the 2-norm; 0 for two empty tensors. Of up to four numbers, relative to the sizes of the `terms` that
+    they are sums of, where these are given: they may cancel all but wholly, and then any rounding of them shows."""
     if not want.numel():
         return 0.0 if got.shape == want.shape else 1.0
-    return float((got.double() - want.double()).norm() / want.double().norm())
+    size = want if terms is None or want.numel() > 4 else terms
+    return float((got.double() - want.double()).norm() / size.double().norm())
 
 
 def case(inputs, outputs, form, rank, width_in, width_out, rows, dtype, strided=False):
@@ -66,8 +68,10 @@ def projection(inputs, dropout, **sizes):
     got = run("triton", tensors, inputs, dropout, seed)
     again = run("triton", tensors, inputs, dropout, seed)
     want = run("torch", tensors, inputs, dropout, seed, wide=True)
+    magnitudes = [None if each is None else each.abs() for each in tensors]
+    terms = run("torch", magnitudes, inputs, dropout, seed, wide=True)
     return {
-        "distances": [distance(a, b) for a, b in zip(got, want, strict=True)],
+        "distances": [distance(*each) for each in zip(got, want, terms, strict=True)],
         "repeats": all(torch.equal(a, b) for a, b in zip(got, again, strict=True)),
     }
 

@@ -137,7 +137,6 @@ def test_an_adapter_trains_and_merges_as_on_the_torch_path(check, few):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_large_part_of_the_grid():
-    # of a single number nearly all may cancel, and then its relative error says nothing
-    checks = [check for check in drawn(100) if check.get("rows", 2) * check.get("width_out", 2) > 1]
+    checks = drawn(500)
     for check, found in zip(checks, findings(checks, 1700), strict=True):
         assert max(found["distances"]) < BOUND[check["dtype"]] and found["repeats"], (check, found)
