@@ -20,8 +20,8 @@ DEVICE = torch.device("cpu" if choice.interpreted() else "cuda")
 
 
 def distance(got: Tensor, want: Tensor, terms: Tensor | None = None) -> float:
-    """Relative, in the 2-norm; 0 for two empty tensors. Of up to four numbers, relative to the sizes of the `terms` that
-    they are sums of, where these are given: they may cancel all but wholly, and then any rounding of them shows."""
+    """Relative, in the 2-norm; 0 for two empty tensors. Of up to four numbers, relative to the sizes of the `terms`
+    that they are sums of, where given: they may cancel all but wholly, and then any rounding of them shows."""
     if not want.numel():
         return 0.0 if got.shape == want.shape else 1.0
     size = want if terms is None or want.numel() > 4 else terms
