@@ -1,7 +1,7 @@
 """Recipes and overrides into a checked RunConfig: `load_config`, and back out: `to_yaml`, `fingerprint`.
 
 A recipe is a name in aurora_ds/recipes/ or a YAML path. Later layers win, key by key:
-defaults of config.py < sizes of a `builtin:` backbone < recipe < `dotted.key=value` overrides.
+defaults of config/ < sizes of a `builtin:` backbone < recipe < `dotted.key=value` overrides.
 """
 
 from __future__ import annotations

@@ -14,12 +14,14 @@ from small_run import STEPS_PER_EPOCH, Ranks, free_port, wait_for
 from aurora_ds.runtime import checkpoint
 from aurora_ds.runtime.metrics_log import FILE, read
 
-LAST = 2 * STEPS_PER_EPOCH
+EPOCHS = 25  # some seconds even on an idle machine: the run must not be over before it is told to end
+LAST = EPOCHS * STEPS_PER_EPOCH
 SETTINGS = (
+    f"train.epochs={EPOCHS}",
     "prompts.dropout=0",
     "backbone.text.dropout=0",
     "backbone.text.attention_dropout=0",
-    "train.save_every=100",
+    f"train.save_every={10 * LAST}",
 )
 
 

@@ -1,0 +1,67 @@
+"""How a run trains, judges and reports."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from aurora_ds.config.section import Section
+
+
+class TrainConfig(Section):
+    """The optimisation. `global_batch_size`: samples of one optimizer step, over all ranks and accumulation steps."""
+
+    method: Literal["aurora", "heads", "full"] = "aurora"
+    start_from: str | None = Field(
+        None, description="an adapter, or a run's folder that has one, whose values training begins with"
+    )
+    epochs: PositiveInt = 6
+    max_steps: PositiveInt | None = Field(
+        None, description="stop after this many optimizer steps, whatever the epochs say"
+    )
+    global_batch_size: PositiveInt = 128
+    accumulation: PositiveInt = 1
+    lr: PositiveFloat = 1e-5
+    min_lr: float = Field(0.0, ge=0)
+    schedule: Literal["cosine", "cosine_epoch", "constant"] = Field(
+        "cosine", description="cosine_epoch: constant within an epoch, as published"
+    )
+    warmup_steps: int = Field(0, ge=0)
+    warmup_lr: float = Field(0.0, ge=0, description="learning rate of step 0 when warmup_steps > 0")
+    weight_decay: float = Field(0.05, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+    clip_norm: float = Field(0.0, ge=0, description="0: no clipping")
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    zero_stage: Literal[0, 1, 2, 3] = Field(0, description="used when no --deepspeed-config is given")
+    save_every: int = Field(
+        0, ge=0, description="optimizer steps between checkpoints; 0: at the end of each epoch"
+    )
+    save_queue: bool = True
+    keep_last: PositiveInt = 2
+    evaluate_every: int = Field(
+        0, ge=0, description="epochs between evaluations on data.eval_split; 0: only at the end"
+    )
+    moved_after: PositiveInt = Field(
+        20, description="steps after which every trainable must have changed, or the run stops"
+    )
+
+
+class EvalConfig(Section):
+    """Evaluation batches."""
+
+    image_batch_size: PositiveInt = 32
+    text_batch_size: PositiveInt = 256
+    limit: PositiveInt | None = Field(None, description="evaluate on the first N media only")
+    java: bool = Field(
+        True, description="captions: METEOR and SPICE too, where Java and pycocoevalcap are there"
+    )
+
+
+class MonitorConfig(Section):
+    """TensorBoard and progress."""
+
+    tensorboard: bool = True
+    log_every: PositiveInt = 10
+    gallery_queries: int = Field(8, ge=0, description="queries in the top-5 picture grid; 0: none")
