@@ -46,7 +46,7 @@ def beam_search(
     context = context.repeat_interleave(beams, dim=0)
     mask = None if mask is None else mask.repeat_interleave(beams, dim=0)
     ids = prompt.repeat(images * beams, 1)
-    totals = torch.tensor([0.0] + [-1e9] * (beams - 1)).repeat(images, 1)
+    totals = context.new_tensor([0.0] + [-1e9] * (beams - 1)).repeat(images, 1)
     finished: list[list[tuple[float, list[int]]]] = [[] for _ in range(images)]
     done = [False] * images
 
@@ -58,7 +58,7 @@ def beam_search(
     while ids.shape[1] < settings.max_length and not all(done):
         scores = adjusted(next_logits(decoder, ids, context, mask).log_softmax(1), ids, settings, end)
         ranked = (scores.unflatten(0, (images, beams)) + totals[..., None]).flatten(1).topk(2 * beams)
-        rows, tokens, totals = [], [], torch.zeros(images, beams)
+        rows, tokens, totals = [], [], torch.zeros_like(totals)
         for image in range(images):
             following = []
             for rank in range(2 * beams):
@@ -72,7 +72,7 @@ def beam_search(
                     break
             rows += [row for _, row, _ in following]
             tokens += [[token] for _, _, token in following]
-            totals[image] = torch.tensor([total for total, _, _ in following])
+            totals[image] = totals.new_tensor([total for total, _, _ in following])
             best = ranked.values[image, 0].item() / ids.shape[1]
             full = len(finished[image]) == beams and finished[image][0][0] >= best
             done[image] = done[image] or full
