@@ -71,6 +71,7 @@ def _run_rules(config: RunConfig) -> list[tuple[bool, str]]:
             f"train.method=heads trains the heads alone, and the model of {config.task} has none: set aurora or full",
         ),
         *_length_rules(config),
+        *_grounding_rules(config),
         *_self_critical_rules(config),
         (
             0 < least <= most <= 1,
@@ -102,6 +103,25 @@ def _self_critical_rules(config: RunConfig) -> list[tuple[bool, str]]:
             config.data.video.window != "moments",
             "caption.objective=self_critical rewards a caption by all captions of its medium, but "
             "data.video.window=moments gives each its own stretch: set it to [start, end] in seconds, or to null",
+        ),
+    ]
+
+
+def _grounding_rules(config: RunConfig) -> list[tuple[bool, str]]:
+    options, words = config.grounding, config.backbone.text.vocab_size
+    last = options.first_bin_id + options.bins
+    return [
+        (
+            config.task != "grounding" or config.backbone.name == "mplug",
+            f"task=grounding needs backbone.name=mplug, which writes boxes; {config.backbone.name} does not",
+        ),
+        (
+            config.task != "grounding"
+            or (
+                max(last, options.prefix_id) < words and not options.first_bin_id <= options.prefix_id <= last
+            ),
+            f"the tokens of grounding, prefix_id ({options.prefix_id}) and first_bin_id to that plus bins "
+            f"({options.first_bin_id} to {last}), must be different ones of backbone.text.vocab_size ({words})",
         ),
     ]
 

@@ -8,7 +8,8 @@ depends on the number of ranks.
 
 from __future__ import annotations
 
-from aurora_ds.config import NlvrConfig, PromptConfig, RetrievalConfig, RunConfig, VqaConfig
+from aurora_ds.config import PromptConfig, RunConfig
+from aurora_ds.config.section import Section
 from aurora_ds.errors import AuroraError
 
 HEADS = {  # by backbone.head: what a model has that is trained beside its prompts
@@ -16,6 +17,7 @@ HEADS = {  # by backbone.head: what a model has that is trained beside its promp
     "vqa": (),
     "caption": (),
     "nlvr": ("cls_head_0", "cls_head_2"),
+    "grounding": (),
 }
 
 PROMPT_PRESETS = {
@@ -60,6 +62,8 @@ VQA_PRESETS = {
 
 NLVR_PRESETS = {"aurora": {"swap": "train"}, "released": {"swap": "released"}}
 
+GROUNDING_PRESETS = {"aurora": {"weighting": "sample"}, "released": {"weighting": "batch"}}
+
 
 def with_preset(config: RunConfig) -> RunConfig:
     """A copy of `config` whose null settings are filled from `config.prompts.preset`.
@@ -75,6 +79,7 @@ def with_preset(config: RunConfig) -> RunConfig:
     _fill(config.retrieval, RETRIEVAL_PRESETS[config.prompts.preset])
     _fill(config.vqa, VQA_PRESETS[config.prompts.preset])
     _fill(config.nlvr, NLVR_PRESETS[config.prompts.preset])
+    _fill(config.grounding, GROUNDING_PRESETS[config.prompts.preset])
     return config
 
 
@@ -91,9 +96,7 @@ def with_prompt_preset(prompts: PromptConfig) -> PromptConfig:
     return prompts
 
 
-def _fill(
-    section: PromptConfig | RetrievalConfig | VqaConfig | NlvrConfig, defaults: dict[str, object]
-) -> None:
+def _fill(section: Section, defaults: dict[str, object]) -> None:
     for field, value in defaults.items():
         if getattr(section, field) is None:
             setattr(section, field, list(value) if isinstance(value, list) else value)

@@ -18,6 +18,7 @@ from aurora_ds.config.section import Section
 from aurora_ds.config.tasks import (
     CaptionConfig,
     GenerationConfig,
+    GroundingConfig,
     NlvrConfig,
     RetrievalConfig,
     SelfCriticalConfig,
@@ -25,16 +26,16 @@ from aurora_ds.config.tasks import (
 )
 
 __all__ = [
-    "BackboneConfig", "CaptionConfig", "DataConfig", "EvalConfig", "GenerationConfig", "MixEntry", "MonitorConfig",
-    "NlvrConfig", "PromptConfig", "RetrievalConfig", "RunConfig", "Sampling", "SelfCriticalConfig", "TextConfig",
-    "TrainConfig", "VideoConfig", "VisionConfig", "VqaConfig",
+    "BackboneConfig", "CaptionConfig", "DataConfig", "EvalConfig", "GenerationConfig", "GroundingConfig", "MixEntry",
+    "MonitorConfig", "NlvrConfig", "PromptConfig", "RetrievalConfig", "RunConfig", "Sampling", "SelfCriticalConfig",
+    "TextConfig", "TrainConfig", "VideoConfig", "VisionConfig", "VqaConfig",
 ]  # fmt: skip
 
 
 class RunConfig(Section):
     """Everything that decides a run's result."""
 
-    task: Literal["retrieval", "vqa", "caption", "nlvr"] = "retrieval"
+    task: Literal["retrieval", "vqa", "caption", "nlvr", "grounding"] = "retrieval"
     description: str = ""
     seed: int = 42
     kernels: Literal["auto", "triton", "torch"] = Field(
@@ -46,6 +47,7 @@ class RunConfig(Section):
     vqa: VqaConfig = VqaConfig()
     caption: CaptionConfig = CaptionConfig()
     nlvr: NlvrConfig = NlvrConfig()
+    grounding: GroundingConfig = GroundingConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvalConfig = EvalConfig()

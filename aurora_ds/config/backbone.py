@@ -43,7 +43,7 @@ class BackboneConfig(Section):
     """Which frozen model, and the file it comes from."""
 
     name: Literal["blip"] = "blip"
-    head: Literal["retrieval", "vqa", "caption", "nlvr"] = Field(
+    head: Literal["retrieval", "vqa", "caption", "nlvr", "grounding"] = Field(
         "retrieval", description="which model: what is computed from the image encoder's tokens"
     )
     checkpoint: str | None = Field(

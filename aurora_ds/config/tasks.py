@@ -159,3 +159,25 @@ class NlvrConfig(Section):
     )
     max_words: PositiveInt = 40
     max_tokens: PositiveInt = Field(512, description="of a statement; published: whole")
+
+
+class GroundingConfig(Section):
+    """A phrase -> the box that it means, written as four tokens: centre x, centre y, width, height."""
+
+    bins: PositiveInt = Field(336, description="steps that a side is cut into, whatever the image's size")
+    prefix_id: int = Field(344, ge=0, description="token that a box begins with; published: [unused339]")
+    first_bin_id: int = Field(345, ge=0, description="token of 0; the others follow; published: [unused340]")
+    weighting: Literal["sample", "batch"] | None = Field(
+        None,
+        description="what weighs a box's loss: how far off it is itself, or all of the batch are (as released)",
+    )
+    crop_chance: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="share of images cropped in training, of those whose phrase names no place",
+    )
+    colour_jitter: float = Field(
+        0.4, ge=0, le=1, description="how far brightness, contrast and saturation change in training"
+    )
+    max_tokens: PositiveInt = Field(20, description="of a phrase")
