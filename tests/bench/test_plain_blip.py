@@ -4,9 +4,9 @@ ranked scores.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
+import plain_blip
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -23,22 +23,11 @@ from aurora_ds.config import (
 )
 from aurora_ds.prompts.published import from_published, to_published
 
-BENCH = Path(__file__).parents[2] / "scripts" / "bench"
 ROWS, TOKENS, VOCABULARY = 4, 9, 60
 
 
-@pytest.fixture(scope="module")
-def plain_blip():
-    sys.path.insert(0, str(BENCH))
-    try:
-        import plain_blip
-    finally:
-        sys.path.remove(str(BENCH))
-    return plain_blip
-
-
 @pytest.fixture
-def baseline(plain_blip):
+def baseline():
     """A tiny baseline without dropout whose prompts do something."""
     torch.manual_seed(3)
     sizes = plain_blip.PlainSizes(

@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import pytest
-
-BENCH = Path(__file__).parents[2] / "scripts" / "bench"
-
-
-@pytest.fixture(scope="module")
-def soak():
-    sys.path.insert(0, str(BENCH))
-    try:
-        import soak
-    finally:
-        sys.path.remove(str(BENCH))
-    return soak
+import soak
 
 
-def test_survival_needs_all_of_it(soak) -> None:
+def test_survival_needs_all_of_it() -> None:
     good = soak.Trial(1, "rank", 5, 3.0, True, 5, 0, 0, True, 0)
     assert good.survived()
     for change in (
@@ -37,6 +25,6 @@ def test_survival_needs_all_of_it(soak) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_the_host_a_rank_and_the_launcher_killed_at_random_moments(soak, tmp_path: Path) -> None:
+def test_the_host_a_rank_and_the_launcher_killed_at_random_moments(tmp_path: Path) -> None:
     done = soak.trials(tmp_path, 3, first_seed=11, ranks=2)
     assert all(trial.survived() for trial in done), done
