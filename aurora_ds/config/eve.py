@@ -1,0 +1,56 @@
+"""Sizes of EVE, the unified transformer, that its vision and text sections do not say."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from aurora_ds.config.section import Section
+
+
+class ExpertConfig(Section):
+    """A feed-forward of experts: how many there are and how tokens come to them."""
+
+    experts: PositiveInt = 32
+    topk: PositiveInt = Field(2, description="experts per token; `released` takes two whatever this says")
+    modality_embedding: bool = Field(
+        True, description="add a learned vector per modality to what gate and experts see (`type_route`)"
+    )
+    capacity_factor: PositiveFloat | None = Field(
+        None,
+        description="an expert takes at most topk · factor · tokens / experts of a sample's tokens (4 at least) and "
+        "drops the others; null: nothing is dropped. `released` counts over the batch, with factor 1",
+    )
+
+
+class EveConfig(Section):
+    """The unified transformer. Width, depth, heads, drop-path and image size are those of `backbone.vision`;
+    vocabulary, positions, dropout and special tokens those of `backbone.text`."""
+
+    top_layers: list[NonNegativeInt] = Field(
+        default_factory=lambda: [10, 11],
+        description="layers, from 0, with the `top` feed-forward; large: 21-23",
+    )
+    top: Literal["moe", "vl"] = Field(
+        "moe", description="feed-forward of the top layers: experts, or one each for image, text and pairs"
+    )
+    lower: Literal["vl", "single", "moe"] = Field(
+        "vl", description="feed-forward of the layers below: one per modality, one for all, or experts"
+    )
+    moe: ExpertConfig = ExpertConfig()
+    lower_moe: ExpertConfig = ExpertConfig(experts=2)
+    balance_weight: float = Field(0.001, ge=0, description="weight of the experts' load-balance loss")
+    layer_scale: float = Field(0.1, description="initial value of gamma_1 and gamma_2")
+    relative_positions: bool = Field(
+        False, description="biases on the attention scores instead of position embeddings"
+    )
+    mask_embedding: bool = Field(
+        False, description="has the embedding that stands for masked patches (pre-training)"
+    )
+    expert_sites: bool = Field(False, description="prompts may adapt the experts' linears too")
+    released: bool = Field(
+        False,
+        description="route as the published code does: padding takes part, capacity over the batch, noise in "
+        "evaluation too; results then depend on batch mates",
+    )
