@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from aurora_ds.config import BackboneConfig, RunConfig
+from aurora_ds.config.backbone import HEADS_OF
 from aurora_ds.presets import HEADS
 
 
@@ -16,7 +17,18 @@ def _backbone_rules(backbone: BackboneConfig) -> list[tuple[bool, str]]:
     vision, text = backbone.vision, backbone.text
     largest_id = max(text.pad_id, text.cls_id, text.sep_id, text.bos_id, text.enc_id)
     least_id = min(text.pad_id, text.cls_id, text.sep_id, text.bos_id, text.enc_id)
+    heads = HEADS_OF.get(backbone.name, ())
     return [
+        (
+            bool(heads),
+            f"backbone.name={backbone.name} is not built in this release; it has {', '.join(HEADS_OF)}",
+        ),
+        (
+            not heads or backbone.head in heads,
+            f"backbone.name={backbone.name} has no model for backbone.head={backbone.head}; it has them for "
+            f"{', '.join(heads)}",
+        ),
+        *_mplug_rules(backbone),
         _multiple("backbone.vision.width", vision.width, "backbone.vision.heads", vision.heads),
         _multiple(
             "backbone.vision.image_size", vision.image_size, "backbone.vision.patch_size", vision.patch_size
@@ -32,6 +44,20 @@ def _backbone_rules(backbone: BackboneConfig) -> list[tuple[bool, str]]:
             0 <= least_id and largest_id < text.vocab_size,
             f"special ids of backbone.text ({least_id} to {largest_id}) must lie in its vocab_size ({text.vocab_size})",
         ),
+    ]
+
+
+def _mplug_rules(backbone: BackboneConfig) -> list[tuple[bool, str]]:
+    fusion, stride = backbone.mplug.fusion_layers, backbone.mplug.stride
+    if backbone.name != "mplug":
+        return []
+    return [
+        (
+            fusion <= backbone.text.depth,
+            f"backbone.mplug.fusion_layers ({fusion}) must not exceed backbone.text.depth ({backbone.text.depth}), "
+            "whose last layers they are",
+        ),
+        _multiple("backbone.mplug.fusion_layers", fusion, "backbone.mplug.stride", stride),
     ]
 
 

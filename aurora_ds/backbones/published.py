@@ -129,9 +129,9 @@ def to_published(model: nn.Module) -> dict[str, Tensor]:
     return published_tensors({name: tensor.detach() for name, tensor in model.state_dict().items()})
 
 
-def resize_positions(positions: Tensor, patches: int) -> Tensor:
-    """Learned positions (1, 1 + n, D) -> (1, 1 + patches, D): bicubic on the square grid, without corner alignment or
-    antialiasing, class position untouched, as the published loading code does it.
+def resize_positions(positions: Tensor, patches: int, interpolation: str = "bicubic") -> Tensor:
+    """Learned positions (1, 1 + n, D) -> (1, 1 + patches, D): bicubic or bilinear on the square grid, without corner
+    alignment or antialiasing, class position untouched, as the published loading code of a family does it.
 
     Raises AuroraError when one of the grids is not square."""
     old = positions.shape[1] - 1
@@ -144,5 +144,5 @@ def resize_positions(positions: Tensor, patches: int) -> Tensor:
         )
     grid = positions[:, 1:].unflatten(1, (before, before)).permute(0, 3, 1, 2)
     grid = grid if grid.dtype == torch.float64 else grid.float()
-    grid = F.interpolate(grid, size=(after, after), mode="bicubic", align_corners=False)
+    grid = F.interpolate(grid, size=(after, after), mode=interpolation, align_corners=False)
     return torch.cat([positions[:, :1], grid.permute(0, 2, 3, 1).flatten(1, 2).to(positions.dtype)], dim=1)

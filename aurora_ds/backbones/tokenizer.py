@@ -1,6 +1,7 @@
-"""Captions to ids: the lower-case BERT word pieces of BLIP, from a local file. The `tokenizers` library does the work.
+"""Captions to ids: lower-case BERT word pieces, from a local file. The `tokenizers` library does the work.
 
-BLIP adds two tokens after the vocabulary: [DEC] starts a generated text, [ENC] one that is matched with an image.
+BLIP adds two tokens after the vocabulary: [DEC] starts a generated text, [ENC] one that is matched with an image. Other
+backbones begin every text with [CLS].
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ class Tokenizer:
     """Word pieces of a vocabulary file (one piece per line), of a tokenizer.json, or of a directory that holds either.
 
     `pad_id`, `cls_id`, `sep_id`, `bos_id` ([DEC]), `enc_id` ([ENC]) are the special tokens' ids; a vocabulary
-    without the last two gets them appended. Raises AuroraError when the path is missing or no vocabulary.
+    without the last two gets them appended; with `plain` they are [CLS]. Raises AuroraError when the path is missing
+    or no vocabulary.
     """
 
-    def __init__(self, path: str | Path = BUILT_IN) -> None:
+    def __init__(self, path: str | Path = BUILT_IN, plain: bool = False) -> None:
         self.path = _find(Path(path).expanduser())
         self._pieces = _read(self.path)
         missing = [token for token in NEEDED if self._pieces.token_to_id(token) is None]
@@ -38,14 +40,16 @@ class Tokenizer:
                 "vocab.txt with one word piece per line, or a directory that holds one; null takes the "
                 "built-in bert-base-uncased."
             )
-        self._pieces.add_special_tokens(["[DEC]", "[ENC]"])  # appended, in this order, unless they are there
+        begin, match = ("[CLS]", "[CLS]") if plain else ("[DEC]", "[ENC]")
+        if not plain:
+            self._pieces.add_special_tokens([begin, match])  # appended, in this order, unless they are there
         self.pad_id, self.cls_id, self.sep_id, self.bos_id, self.enc_id = (
-            self._pieces.token_to_id(token) for token in ("[PAD]", "[CLS]", "[SEP]", "[DEC]", "[ENC]")
+            self._pieces.token_to_id(token) for token in ("[PAD]", "[CLS]", "[SEP]", begin, match)
         )
         self.unusable = ""  # why encode() must not be called, if so
 
     def __len__(self) -> int:
-        """Vocabulary size, [DEC] and [ENC] included."""
+        """Vocabulary size, [DEC] and [ENC] included where they are used."""
         return self._pieces.get_vocab_size(with_added_tokens=True)
 
     def encode(self, texts: Sequence[str], max_tokens: int) -> tuple[Tensor, Tensor]:
@@ -111,7 +115,7 @@ def tokenizer_for(config: BackboneConfig) -> Tokenizer:
     ready-made ids.
     """
     asked = config.tokenizer or _beside(config.checkpoint)
-    tokenizer = Tokenizer(asked or BUILT_IN)
+    tokenizer = Tokenizer(asked or BUILT_IN, plain=config.text.bos_id == config.text.cls_id)
     different = tokenizer.mismatch(config.text)
     if different:
         message = (

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from aurora_ds.config.backbone import BackboneConfig, TextConfig, VisionConfig
 from aurora_ds.config.data import DataConfig, MixEntry, Sampling, VideoConfig
+from aurora_ds.config.mplug import MplugConfig
 from aurora_ds.config.prompts import PromptConfig
 from aurora_ds.config.run import EvalConfig, MonitorConfig, TrainConfig
 from aurora_ds.config.section import Section
@@ -27,8 +28,8 @@ from aurora_ds.config.tasks import (
 
 __all__ = [
     "BackboneConfig", "CaptionConfig", "DataConfig", "EvalConfig", "GenerationConfig", "GroundingConfig", "MixEntry",
-    "MonitorConfig", "NlvrConfig", "PromptConfig", "RetrievalConfig", "RunConfig", "Sampling", "SelfCriticalConfig",
-    "TextConfig", "TrainConfig", "VideoConfig", "VisionConfig", "VqaConfig",
+    "MonitorConfig", "MplugConfig", "NlvrConfig", "PromptConfig", "RetrievalConfig", "RunConfig", "Sampling",
+    "SelfCriticalConfig", "TextConfig", "TrainConfig", "VideoConfig", "VisionConfig", "VqaConfig",
 ]  # fmt: skip
 
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, ValidationInfo
 
+from aurora_ds.config import mplug
+from aurora_ds.config.mplug import MplugConfig
 from aurora_ds.config.section import Section
+
+# by backbone.name: the models that there are, and what a text transformer is where a recipe says nothing else
+HEADS_OF: dict[str, tuple[str, ...]] = {"blip": ("retrieval", "vqa", "caption", "nlvr")}
+TEXT_DEFAULTS: dict[str, dict[str, Any]] = {"mplug": mplug.TEXT_DEFAULTS}
 
 
 class VisionConfig(Section):
@@ -30,6 +36,7 @@ class TextConfig(Section):
     heads: PositiveInt = 12
     intermediate: PositiveInt = 3072
     max_positions: PositiveInt = 512
+    token_types: int = Field(0, ge=0, description="segment embeddings, of which the first is used; 0: none")
     dropout: float = Field(0.1, ge=0, lt=1, description="after embeddings, attention output and feed-forward")
     attention_dropout: float = Field(0.1, ge=0, lt=1)
     pad_id: int = 0
@@ -39,16 +46,21 @@ class TextConfig(Section):
     enc_id: int = 30523
 
 
+def _of_family(value: Any, info: ValidationInfo) -> Any:
+    """A recipe that sets a part leaves the rest as the family of backbones has it."""
+    return TEXT_DEFAULTS.get(info.data.get("name"), {}) | value if isinstance(value, dict) else value
+
+
 class BackboneConfig(Section):
     """Which frozen model, and the file it comes from."""
 
-    name: Literal["blip"] = "blip"
+    name: Literal["blip", "mplug", "eve"] = Field("blip", description="family of backbones")
     head: Literal["retrieval", "vqa", "caption", "nlvr", "grounding"] = Field(
         "retrieval", description="which model: what is computed from the image encoder's tokens"
     )
     checkpoint: str | None = Field(
         None,
-        description="published .pth, .safetensors, transformers-format directory, `builtin:world`, "
+        description="published .pth, .safetensors, transformers-format directory (BLIP), `builtin:world`, "
         "`builtin:world-language`; null: random",
     )
     tokenizer: str | None = Field(
@@ -56,7 +68,8 @@ class BackboneConfig(Section):
         description="vocab.txt or a directory that holds one; null: beside the checkpoint, else built in",
     )
     vision: VisionConfig = VisionConfig()
-    text: TextConfig = TextConfig()
+    text: Annotated[TextConfig, BeforeValidator(_of_family)] = Field({}, validate_default=True)
+    mplug: MplugConfig = MplugConfig()
     embed_dim: PositiveInt = 256
     momentum_weights: Literal["read", "ignore"] = Field(
         "ignore", description="`*_m` tensors of the checkpoint"
