@@ -116,6 +116,7 @@ class FaultProxy(ThreadingHTTPServer):
         self.forever = False
         self.rewrite: Callable[[str], str] = str
         self.requests: Counter[str] = Counter()
+        self.late, self.most_late_at_once = 0, 0
         self.ended = threading.Event()
         self.lock = threading.Lock()
 
@@ -130,6 +131,15 @@ class FaultProxy(ThreadingHTTPServer):
             self.requests[name] += 1
             waiting = self.faults.get(name, [])
             return waiting[0] if self.forever and len(waiting) == 1 else waiting.pop(0) if waiting else None
+
+    def wait_late(self) -> None:
+        """LATE seconds; `most_late_at_once` counts the requests that wait together."""
+        with self.lock:
+            self.late += 1
+            self.most_late_at_once = max(self.most_late_at_once, self.late)
+        self.ended.wait(LATE)
+        with self.lock:
+            self.late -= 1
 
     def handle_error(self, *_: object) -> None:
         """Clients that went away are part of the tests."""
@@ -163,7 +173,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         if fault == "late":
-            self.server.ended.wait(LATE)
+            self.server.wait_late()
         if isinstance(fault, int):
             self.send_response(fault)
             self.send_header("Content-Length", "0")

@@ -56,12 +56,16 @@ def test_shards_from_two_machines_are_those_of_one_process(address: str, tmp_pat
 
 
 @pytest.mark.slow
-def test_both_machines_work_and_results_come_in_order(address: str) -> None:
+def test_both_machines_work_and_results_come_in_order(address: str, tmp_path: Path) -> None:
     def where(number: int) -> tuple[int, str]:
         import ray
 
-        time.sleep(0.3)
-        return number, ray.get_runtime_context().get_node_id()
+        node = ray.get_runtime_context().get_node_id()
+        (tmp_path / node).touch()
+        deadline = time.monotonic() + 60
+        while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)  # the other may take its time to start
+        return number, node
 
     with open_executor("ray", 4, address) as executor:
         found = list(executor.run_in_order(where, range(12)))

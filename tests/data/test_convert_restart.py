@@ -26,42 +26,37 @@ from aurora_ds.data.manifest import MANIFEST_NAME, Manifest
 from aurora_ds.data.shardcheck import verify_shards
 from aurora_ds.errors import AuroraError
 
-# Each image waits, so that there is time to be killed between shards.
-SLOW = """
+# A process waits as NAP says before each image or entry, for good if it likes: the test decides when it is killed.
+WAITING = """
 import sys, time
-from aurora_ds.data.convert import convert, writer
-plain = writer.members
+from aurora_ds.data.convert import convert, spool, writer
+place, name = PLACE
+plain, seen = getattr(place, name), [0]
 def slow(*given):
-    time.sleep(0.03)
+    seen[0] += 1
+    time.sleep(NAP)
     return plain(*given)
-writer.members = slow
+setattr(place, name, slow)
 convert(*sys.argv[1:4], workers=int(sys.argv[4]))
 """
-
-
-# Each entry waits, so that there is time to be killed while the annotations are read.
-SLOW_READING = """
-import sys, time
-from aurora_ds.data.convert import convert, spool
-plain = spool._Writing._add
-def slow(*given):
-    time.sleep(0.05)
-    return plain(*given)
-spool._Writing._add = slow
-convert(*sys.argv[1:4], workers=int(sys.argv[4]))
-"""
+IMAGES = WAITING.replace("PLACE", "writer, 'members'")
+SLOW = IMAGES.replace("NAP", "0.01")
+STOPPED = IMAGES.replace("NAP", "600 if seen[0] > 12 else 0")  # with 5 in a shard: after two of each process
+STOPPED_READING = WAITING.replace("PLACE", "spool._Writing, '_add'").replace(
+    "NAP", "600 if seen[0] > 5 else 0"
+)
 
 
 def whole(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob("*.tar")}
 
 
-def start(source: Path, recipe: Path, output: Path, workers: int, program: str = SLOW) -> subprocess.Popen:
+def start(source: Path, recipe: Path, output: Path, workers: int, program: str = STOPPED) -> subprocess.Popen:
     command = [sys.executable, "-c", program, str(recipe), str(source), str(output), str(workers)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
 
 
-def wait_for(condition, seconds: float = 20) -> None:
+def wait_for(condition, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -101,10 +96,9 @@ def test_conversions_killed_at_any_moment_leave_whole_shards(tmp_path: Path) -> 
     source, recipe = write_source(tmp_path / "source", 60, 9), write_recipe(tmp_path / "small.yaml", 3)
     expected, output = tmp_path / "expected", tmp_path / "out"
     convert(recipe, source, expected)
-    plain = SLOW.replace("0.03", "0.01")
     random = np.random.default_rng(0)
     for _ in range(25):
-        process = start(source, recipe, output, 2, plain)
+        process = start(source, recipe, output, 2, SLOW)
         try:
             process.wait(random.uniform(0.3, 1.2))
         except subprocess.TimeoutExpired:
@@ -124,10 +118,9 @@ def test_conversions_killed_at_any_moment_leave_whole_shards(tmp_path: Path) -> 
 def test_a_conversion_killed_while_it_reads_annotations(tmp_path: Path) -> None:
     source, recipe = write_source(tmp_path / "source", 40, 5), write_recipe(tmp_path / "small.yaml", 5)
     output = tmp_path / "out"
-    process = start(source, recipe, output, 1, SLOW_READING)
+    process = start(source, recipe, output, 1, STOPPED_READING)
     partial = output / ".progress/.spool.sqlite.partial"
     wait_for(partial.is_file)
-    time.sleep(0.2)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert partial.is_file() and not whole(output)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from shard_servers import LATE, FaultProxy, nginx, s3_server, upload
+from shard_servers import FaultProxy, nginx, s3_server, upload
 
 from aurora_ds.data.manifest import Manifest
 from aurora_ds.data.reader import BadSample, ShardReader
@@ -19,6 +19,7 @@ from aurora_ds.data.remote.transfer import Patience
 from aurora_ds.errors import AuroraError
 
 QUICK = Patience(attempts=3, first_wait=0.01, part_seconds=0.5, total_seconds=20.0)
+SURE = Patience(attempts=3, first_wait=0.01, part_seconds=60.0, total_seconds=200.0)  # no answer is too late
 SHARD = "train-000001.tar"  # media 7 to 13 of train
 FORK = multiprocessing.get_context("fork")
 
@@ -61,7 +62,8 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_a_retry_heals(
     faults: list[str | int], proxy: FaultProxy, small_parts: None, manifest: Manifest, tmp_path: Path
 ) -> None:
-    reader = ShardReader(open_shards(proxy.url, tmp_path, patience=QUICK))
+    late = {"hang", "trickle"} & set(faults)
+    reader = ShardReader(open_shards(proxy.url, tmp_path, patience=QUICK if late else SURE))
     proxy.faults[SHARD] = list(faults)
     assert reader.read("train", 8) == ShardReader(manifest).read("train", 8)
     assert not proxy.faults[SHARD]
@@ -83,7 +85,8 @@ def test_what_a_retry_heals(
 def test_what_stays_bad_is_an_error_in_time(
     fault: str | int, message: str, requests: int, proxy: FaultProxy, tmp_path: Path
 ) -> None:
-    reader = ShardReader(open_shards(proxy.url, tmp_path, patience=QUICK))
+    patience = QUICK if fault in ("hang", "trickle") else SURE
+    reader = ShardReader(open_shards(proxy.url, tmp_path, patience=patience))
     proxy.faults[SHARD], proxy.forever = [fault], True
     began = time.monotonic()
     with pytest.raises(
@@ -112,12 +115,12 @@ def test_a_transfer_has_a_time_limit_even_if_it_moves(
     began = time.monotonic()
     with pytest.raises(BadSample, match="cannot be read"):
         reader.read("train", 8)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 12  # all parts take 25 s
 
 
 def test_the_manifest_is_tried_again_too(proxy: FaultProxy, manifest: Manifest, tmp_path: Path) -> None:
     proxy.faults = {"manifest.json": ["drop", 503], "index.safetensors": ["cut"]}
-    assert open_shards(proxy.url, tmp_path, patience=QUICK).pairs("train") == manifest.pairs("train")
+    assert open_shards(proxy.url, tmp_path, patience=SURE).pairs("train") == manifest.pairs("train")
     proxy.faults, proxy.forever = {"manifest.json": ["drop"]}, True
     with pytest.raises(AuroraError, match="manifest.json cannot be read"):
         open_shards(proxy.url, tmp_path, patience=QUICK)
@@ -126,7 +129,7 @@ def test_the_manifest_is_tried_again_too(proxy: FaultProxy, manifest: Manifest, 
 def test_damage_on_the_way_is_noticed_and_healed(
     proxy: FaultProxy, manifest: Manifest, tmp_path: Path
 ) -> None:
-    reader = ShardReader(open_shards(proxy.url, tmp_path, patience=QUICK))
+    reader = ShardReader(open_shards(proxy.url, tmp_path, patience=SURE))
     proxy.faults[SHARD] = ["flip"]
     assert reader.read("train", 8) == ShardReader(manifest).read("train", 8)
     assert proxy.requests[SHARD] == 2
@@ -140,8 +143,7 @@ def test_s3_answers_that_fail(
         monkeypatch.setattr(transfer, "_filesystems", {})
         for name, value in (("ENDPOINT_URL", proxy.url), ("ACCESS_KEY_ID", "x"), ("SECRET_ACCESS_KEY", "x")):
             monkeypatch.setenv(f"AWS_{name}", value)
-        patience = Patience(attempts=3, first_wait=0.01, part_seconds=5.0, total_seconds=60.0)
-        remote = open_shards("s3://bucket/shards", tmp_path, patience=patience)
+        remote = open_shards("s3://bucket/shards", tmp_path, patience=SURE)
         proxy.faults = {SHARD: ["drop", 503, "cut", 500], "train-000000.tar": [403]}
         reader = ShardReader(remote)
         assert reader.read("train", 8) == ShardReader(manifest).read("train", 8)
@@ -156,7 +158,7 @@ def test_many_processes_download_each_shard_once(
 ) -> None:
     plain = ShardReader(manifest)
     expected = {medium: plain.read("train", medium).media for medium in range(45)}
-    remote = open_shards(proxy.url, tmp_path, patience=QUICK)
+    remote = open_shards(proxy.url, tmp_path, patience=SURE)
 
     def work(process: int) -> None:
         reader = ShardReader(remote)
@@ -180,7 +182,7 @@ def test_a_download_of_a_killed_process_is_taken_over(
     proxy.faults[SHARD] = ["hang"]
     process = FORK.Process(target=lambda: ShardReader(remote).read("train", 8))
     process.start()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while not proxy.requests[SHARD]:
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -196,17 +198,16 @@ def test_shards_that_come_next_are_downloaded_together(
 ) -> None:
     reader, plain = ShardReader(open_shards(proxy.url, tmp_path)), ShardReader(manifest)
     proxy.faults = {f"train-{number:06d}.tar": ["late"] for number in range(4)}
-    began = time.monotonic()
     reader.expect("train", range(28))
     assert [reader.read("train", n) for n in range(28)] == [plain.read("train", n) for n in range(28)]
-    assert time.monotonic() - began < 3 * LATE
+    assert proxy.most_late_at_once > 1
     assert all(proxy.requests[name] == 1 for name in proxy.faults)
 
 
 def test_an_expected_shard_that_cannot_be_had_is_told_where_it_is_read(
     proxy: FaultProxy, tmp_path: Path
 ) -> None:
-    reader = ShardReader(open_shards(proxy.url, tmp_path, patience=QUICK))
+    reader = ShardReader(open_shards(proxy.url, tmp_path, patience=SURE))
     proxy.faults, proxy.forever = {SHARD: [403]}, True
     reader.expect("train", range(28))
     assert reader.read("train", 0) and reader.read("train", 14)

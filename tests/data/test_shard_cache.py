@@ -167,16 +167,17 @@ def test_a_killed_process_leaves_nothing_that_stays(tmp_path: Path) -> None:
 
 
 def test_those_who_waited_get_the_same_failure(tmp_path: Path) -> None:
-    cache, tried, met = FileCache(tmp_path, 10_000), [], []
-    together = threading.Barrier(5)
+    cache, tried, met, asked = FileCache(tmp_path, 10_000), [], [], []
 
     def fail(file: BinaryIO) -> None:
         tried.append(1)
-        time.sleep(0.3)
+        while len(asked) < 5:
+            time.sleep(0.01)
+        time.sleep(0.5)  # from asking to waiting
         raise TransferFailed("no network", "unreachable")
 
     def work() -> None:
-        together.wait()
+        asked.append(1)
         try:
             cache.open(content(1)[0], 1000, fail)
         except TransferFailed as error:
