@@ -52,7 +52,7 @@ class Routing:
 
 def quick_gelu(x: Tensor) -> Tensor:
     """x · sigmoid(1.702 x), through SiLU, which keeps one tensor for the backward pass where the formula keeps two."""
-    return F.silu(x * QUICK_GELU) / QUICK_GELU
+    return F.silu(x * QUICK_GELU).div_(QUICK_GELU)
 
 
 def gumbel_noise(logits: Tensor) -> Tensor:
@@ -192,9 +192,17 @@ class ExpertList(nn.Module):
         sizes = torch.bincount(routing.experts.flatten()[order], minlength=len(self.experts)).tolist()
         source = order % len(tokens)
         blocks = tokens.index_select(0, source).split(sizes)
-        rows = torch.cat([expert(block) for expert, block in zip(self.experts, blocks, strict=True)])
-        weights = routing.weights.flatten()[order].to(rows.dtype)
-        return torch.zeros_like(tokens, dtype=rows.dtype).index_add(0, source, rows * weights[:, None])
+        weights = routing.weights.flatten()[order, None].split(sizes)
+        result = None
+        for expert, block, weight, places in zip(
+            self.experts, blocks, weights, source.split(sizes), strict=True
+        ):
+            rows = expert(block)
+            if result is None:
+                result = torch.zeros_like(tokens, dtype=rows.dtype)
+            # block by block: no second copy of all rows
+            result = result.index_add_(0, places, rows * weight.to(rows.dtype))
+        return result
 
 
 class ModalityExperts(nn.Module):
