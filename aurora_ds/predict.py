@@ -23,6 +23,7 @@ from rich.text import Text
 
 from aurora_ds.assemble import Assembled
 from aurora_ds.config import RunConfig
+from aurora_ds.data.decode import open_image
 from aurora_ds.data.given import Kind, existing_file, given_medium
 from aurora_ds.errors import AuroraError
 from aurora_ds.evaluate import RESULTS_FILE, judged_task, placed, provenance, task_forward
@@ -112,14 +113,15 @@ class Predictor:
             video: a path, the bytes of a file, or frames uint8 (T, H, W, 3) in RGB, which stand for equal stretches of
                 the clip; or a list of them.
             images: for statements about two images: [left, right]; or a list of such pairs.
-            text: question answering, statements: one for all media, or a list with one for each; a list with a single
-                medium: several about it, which gives a list. Retrieval: the texts that each medium is compared with.
-                Captioning: none.
+            text: question answering, statements, grounding: one for all media, or a list with one for each; a list with
+                a single medium: several about it, which gives a list. Retrieval: the texts that each medium is compared
+                with. Captioning: none.
             frames: how many are taken of a clip. window: [start, end] in seconds, where they are taken from. Both as in
                 data.video unless given.
         Returns: JSON-able dicts. Retrieval: texts, best first, each {text, similarity, match, score}. Question
             answering: question, answer, score, and of ranked answers the best as answers, each {answer, probability}.
-            Captioning: caption, score. Statements: statement, label (True or False), probabilities.
+            Captioning: caption, score. Statements: statement, label (True or False), probabilities. Grounding: phrase,
+            box in pixels of the image (left, top, width, height), probability.
         Raises: AuroraError for media that the task does not take or that cannot be decoded, and for texts that are too
             few, too many or empty.
         """
@@ -146,9 +148,14 @@ class Predictor:
         for place, row in zip(batch.numpy(), rows, strict=True):
             decoded[row].write(place, config, None)
         with torch.inference_mode():
-            return self.wiring.predict(
+            said = self.wiring.predict(
                 task_forward(self._assembled), self._assembled.tokenizer, batch.to(self._device), texts
             )
+        if kind != "image":
+            return said
+        return [
+            self.wiring.in_original(each, decoded[row].record) for row, each in zip(rows, said, strict=True)
+        ]
 
     def _rows(
         self, media: int, text: str | Sequence[str] | None, single: bool
@@ -257,7 +264,9 @@ def run(
     output: str | Path | None = None,
     as_json: bool = False,
 ) -> dict[str, Any]:
-    """Predict about files and print a table, or with `as_json` the record; with `output` also write results.json there.
+    """Predict about files and print a table, or with `as_json` the record; with `output` also write results.json there,
+    and where the task finds something in images (grounding: boxes) each image with it drawn in, which a prediction
+    names as `drawn`.
 
     Every text is put to every medium; a task on pairs takes the images two by two. Returns the record: what `about` of
     a Predictor says, how clips were read, and `predictions`, one per medium and text. Raises AuroraError.
@@ -269,6 +278,8 @@ def run(
     started = time.perf_counter()
     kind: Kind = "video" if videos else "pair" if "pair" in predictor.wiring.takes else "image"
     said = list(_about_files(predictor, kind, [str(file) for file in files], list(texts)))
+    if output is not None and kind == "image":
+        said = _drawn(predictor, said, Path(output))
     video = predictor.config.data.video
     clips = {"frames": video.frames, "sampling": video.eval_sampling, "window": video.window}
     record = {
@@ -310,6 +321,22 @@ def _about_files(
     one = predictor.wiring.texts == "each" and texts
     found = predictor.predict(**{keyword: media}, text=texts[0] if one else texts or None)
     yield from ({keyword: medium, **said} for medium, said in zip(media, found, strict=True))
+
+
+def _drawn(predictor: Predictor, said: list[dict[str, Any]], output: Path) -> list[dict[str, Any]]:
+    """Writes NAME-N.png for prediction N of photo NAME, where the task draws; the predictions with these files."""
+    named, data = [], predictor.config.data
+    for number, each in enumerate(said):
+        path = Path(each["image"])
+        image = open_image(path.read_bytes(), data.max_pixels, str(path), data.image_decoder)
+        drawing = predictor.wiring.drawing(each, image)
+        if drawing is not None:
+            file = output / f"{path.stem}-{number}.png"
+            output.mkdir(parents=True, exist_ok=True)
+            drawing.save(file)
+            each = each | {"drawn": str(file)}
+        named.append(each)
+    return named
 
 
 def _table(record: dict[str, Any]) -> Table:

@@ -21,6 +21,7 @@ from torch import Tensor
 from aurora_ds.config import RunConfig
 from aurora_ds.data.blank import BlankMedium
 from aurora_ds.data.media import Medium
+from aurora_ds.data.phrases import PlacedMedium
 from aurora_ds.errors import AuroraError
 
 _FLOAT = 4  # bytes
@@ -82,7 +83,7 @@ class Filling:
         self._slot: FilledSlot | None = None
         self._batch: np.ndarray | None = None
 
-    def add(self, medium: Medium | BlankMedium, random: np.random.Generator | None) -> None:
+    def add(self, medium: Medium | BlankMedium | PlacedMedium, random: np.random.Generator | None) -> None:
         """The next row, augmented with draws from `random` or not. Raises AuroraError for another shape than before."""
         shape = medium.shape(self._config.backbone.vision.image_size)
         if self._batch is None:

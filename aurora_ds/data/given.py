@@ -34,15 +34,17 @@ def given_medium(kind: Kind, given: Any, config: RunConfig, name: str) -> Medium
         name: what messages call what has no path.
     Raises: AuroraError for another type or shape, a file that cannot be read, content that cannot be decoded.
     """
+    record: dict[str, Any] = {}
     if kind == "image":
         pixels: Any = _image(given, config, name)
+        record = {"kind": "image", "width": pixels.width, "height": pixels.height}
     elif kind == "video":
         pixels = _clip(given, config, name)
     else:
         pixels = [_image(one, config, f"{name}, image {number}") for number, one in enumerate(given)]
-    medium = Medium(_name(given, name), {}, pixels)
+    medium = Medium(_name(given, name), record, pixels)
     if config.data.media == "blank":
-        return BlankMedium(medium.key, {}, medium.shape(1)[:-3])
+        return BlankMedium(medium.key, record, medium.shape(1)[:-3])
     return medium
 
 

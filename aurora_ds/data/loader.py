@@ -24,6 +24,7 @@ from aurora_ds.data.blank import BlankMedium
 from aurora_ds.data.manifest import Manifest
 from aurora_ds.data.media import NO_MOMENT, MediaReader, Medium, all_annotations, annotation
 from aurora_ds.data.mixture import Row, open_manifest, open_mixture
+from aurora_ds.data.phrases import PlacedMedium, placed
 from aurora_ds.data.plan import TrainPlan, evaluation_share
 from aurora_ds.data.questions import answered
 from aurora_ds.data.reader import ShardReader
@@ -171,7 +172,7 @@ class _TrainBatches(_Batches):
         except AuroraError as error:
             raise AuroraError(f"{error} It is one of the samples {', '.join(keys)}.") from error
 
-    def _read(self, row: Row) -> tuple[Row, Medium | BlankMedium, Any]:
+    def _read(self, row: Row) -> tuple[Row, Medium | BlankMedium | PlacedMedium, Any]:
         several, kind = self._several[row.source], self.plan.mixture.sources[row.source].kind
         medium = self.media.read(row.source, row.medium, row.turn, several, self._moment(row))
         if self.every:
@@ -179,6 +180,9 @@ class _TrainBatches(_Batches):
         found = annotation(medium.record, kind, row.annotation, medium.key)
         if kind == "questions":
             found = answered(found, medium.record, medium.key)
+        if kind == "phrases":
+            medium = placed(medium, found, self.config, self._random(row))
+            found = medium.annotation
         return row, medium, found["caption"] if kind == "moments" else found
 
     def _moment(self, row: Row) -> int:

@@ -21,6 +21,7 @@ from aurora_ds.data.decode import open_image
 from aurora_ds.data.image import write_test, write_train
 from aurora_ds.data.manifest import Manifest
 from aurora_ds.data.moments import stretch
+from aurora_ds.data.placement import centred
 from aurora_ds.data.reader import BadSample, Sample, ShardReader
 from aurora_ds.data.sampling import RANDOM_STRATEGIES, Strategy
 
@@ -53,8 +54,12 @@ class Medium:
         return (len(self.pixels), 3, size, size)
 
     def write(self, out: np.ndarray, config: RunConfig, random: np.random.Generator | None) -> None:
-        """Transforms it into `out`, float32 of `shape`. `random`: augmented with draws from it; None: not."""
+        """Transforms it into `out`, float32 of `shape`. `random`: augmented with draws from it; None: not.
+
+        For grounding an image keeps its proportions (placement.py); training places it with its phrase."""
         data = config.data
+        if config.task == "grounding" and isinstance(self.pixels, Image.Image):
+            return centred(*self.pixels.size, out.shape[-1]).write(self.pixels, out)
         options = (random, data.crop_scale, data.horizontal_flip, data.randaugment)
         if isinstance(self.pixels, np.ndarray):
             if random is None:

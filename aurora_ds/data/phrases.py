@@ -14,7 +14,7 @@ from torch import Tensor
 from aurora_ds.config import RunConfig
 from aurora_ds.data.blank import BlankMedium
 from aurora_ds.data.media import Medium
-from aurora_ds.data.placement import Box, Placement, centred, drawn
+from aurora_ds.data.placement import SHARE, Box, Placement, centred, drawn
 from aurora_ds.errors import AuroraError
 
 OVERHANG = 1.0  # pixels by which a box may reach past its image: annotators' tools round
@@ -136,15 +136,15 @@ def placed(
 
 
 def phrase_texts(config: RunConfig, tokenizer: Tokenizer) -> Callable[[list[Any]], dict[str, Tensor]]:
-    """What makes a batch's tensors of B annotations of `placed`: input_ids, attention_mask (B, L), and box fp32 (B, 4),
-    centre x, centre y, width, height in shares of the square."""
+    """What makes a batch's tensors of B annotations of `placed`: input_ids, attention_mask (B, L), and box int64
+    (B, 4), centre x, centre y, width, height in units of SHARE of the square."""
 
     def texts(annotations: list[Any]) -> dict[str, Tensor]:
         ids, mask = encode_phrases([each["phrase"] for each in annotations], config, tokenizer)
         box = torch.tensor([each["box"] for each in annotations], dtype=torch.float64)
         first, last = box[:, :2], box[:, 2:]
         centres = torch.cat([(first + last) / 2, last - first], dim=1)
-        return {"input_ids": ids, "attention_mask": mask, "box": centres.float()}
+        return {"input_ids": ids, "attention_mask": mask, "box": (centres / SHARE).round().long()}
 
     return texts
 

@@ -21,6 +21,9 @@ from aurora_ds.config import GroundingConfig
 from aurora_ds.data.image import write_pixels
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
+# Boxes travel in batches as whole numbers of this part of the square: an engine casts fractions to bf16, whose steps
+# are wider than those of the tokens of boxes.
+SHARE = 2.0**-24
 
 ZOOMS = (400, 500, 600)  # of the short side, before a crop
 CROP_SIDES = (384, 600)

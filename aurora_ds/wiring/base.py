@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+from PIL import Image
 from torch import Tensor, nn
 
 from aurora_ds.backbones.checkpoint import LoadedBackbone
@@ -127,6 +128,15 @@ class Wiring(ABC):
             texts: one per medium (a question, a statement); retrieval: any number, all for each medium; captions: none.
         Raises: AuroraError for another number of texts, or an empty one.
         """
+
+    def in_original(self, said: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
+        """What `predict` said of an image as it holds of the image before it was resized; `record`: as shards have
+        it."""
+        return said
+
+    def drawing(self, said: dict[str, Any], image: Image.Image) -> Image.Image | None:
+        """The RGB image with what was said of it drawn in, in its own pixels; None where there is nothing to draw."""
+        return None
 
 
 def attach_prompts(model: nn.Module, config: RunConfig) -> Prompts | None:
