@@ -1,7 +1,8 @@
-"""Names of the published BLIP and Aurora checkpoints, and what their tensors turn into here.
+"""Names of published checkpoints (BLIP's, Aurora's), and what their tensors turn into here.
 
-The modules carry the published names, with two differences: query, key and value of a self-attention are one
-`qkv`, key and value of a cross-attention one `kv`; and learned positions are resized to the configured image size.
+The modules carry the published names, with differences: query, key and value of a self-attention are one `qkv`, key and
+value of a cross-attention one `kv`; CLIP's vision transformer has timm's names (clip_names.py); and learned positions
+are resized to the configured image size.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from aurora_ds.backbones.clip_names import to_clip, to_timm
 from aurora_ds.errors import AuroraError
 
 FUSED = {"attention": ("qkv", ("query", "key", "value")), "crossattention": ("kv", ("key", "value"))}
@@ -63,7 +65,7 @@ def sort_published(state: Mapping[str, Tensor], head: str = "retrieval") -> Publ
     result = PublishedTensors()
     # a captioner takes the decoder of pre-training, but none that was trained beside another text encoder (VQA)
     pretrained = any(name.startswith(("itm_head.", "vision_proj.")) for name in state)
-    for name, tensor in (_untied(state) if head in ("vqa", "caption") else state).items():
+    for name, tensor in (untied(state) if head in ("vqa", "caption") else state).items():
         top, _, rest = name.partition(".")
         if IGNORED[head].search(name) or (head == "caption" and pretrained and top == "text_encoder"):
             continue
@@ -78,7 +80,7 @@ def sort_published(state: Mapping[str, Tensor], head: str = "retrieval") -> Publ
     return result
 
 
-def _untied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def untied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The projection to the vocabulary is the word embedding: files store both, or either."""
     result = dict(state)
     for copy, name in TIED.items():
@@ -87,8 +89,8 @@ def _untied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         tensor = result.pop(copy)
         if not torch.equal(result.setdefault(name, tensor), tensor):
             raise AuroraError(
-                f"'{copy}' differs from '{name}' in the checkpoint; in BLIP they are one tensor. The file was "
-                "changed, or is of another kind of model."
+                f"'{copy}' differs from '{name}' in the checkpoint; in the published models they are one tensor. The "
+                "file was changed, or is of another kind of model."
             )
     return result
 
@@ -97,7 +99,7 @@ def split_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Published names -> this package's. A projection with a missing part stays as it is, to be reported under
     its own name."""
     result: dict[str, Tensor] = {}
-    for name, tensor in state.items():
+    for name, tensor in to_timm(state).items():
         match = SEPARATE_NAME.fullmatch(name)
         fused, parts = FUSED[match["kind"]] if match else ("", ())
         names = [f"{match['attention']}.{part}.{match['leaf']}" for part in parts] if match else []
@@ -113,7 +115,7 @@ def split_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def published_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """This package's names -> published ones, for weights and gradients alike; the inverse of `split_published`."""
     result: dict[str, Tensor] = {}
-    for name, tensor in state.items():
+    for name, tensor in to_clip(state).items():
         match = SEPARATE_NAME.fullmatch(name)
         fused, parts = FUSED[match["kind"]] if match else ("", ())
         if not match or match["part"] != fused:

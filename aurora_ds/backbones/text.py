@@ -67,13 +67,17 @@ class KeyValueCache:
 
 
 class Embeddings(nn.Module):
-    """Word plus learned position embedding, LayerNorm, dropout; no token types."""
+    """Word plus learned position embedding, plus that of the first token type where there are types; LayerNorm,
+    dropout."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.word_embeddings = nn.Embedding(config.vocab_size, config.width, padding_idx=config.pad_id)
         self.position_embeddings = nn.Embedding(config.max_positions, config.width)
         self.LayerNorm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
+        self.token_type_embeddings = (
+            nn.Embedding(config.token_types, config.width) if config.token_types else None
+        )
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, input_ids: Tensor, first: int = 0) -> Tensor:
@@ -81,6 +85,8 @@ class Embeddings(nn.Module):
         positions = torch.arange(first, first + input_ids.shape[1], device=input_ids.device)
         states = self.word_embeddings(input_ids) + self.position_embeddings(positions)
         return self.dropout(self.LayerNorm(states))
+        if self.token_type_embeddings is not None:
+            states = states + self.token_type_embeddings(input_ids.new_zeros(1, 1))
 
 
 class AddAndNorm(nn.Module):
@@ -195,7 +201,7 @@ class TextLayer(nn.Module):
 
     residual: Callable[[Tensor, Tensor], Tensor | None] | None = None
 
-    def __init__(self, config: TextConfig, crossattention: nn.Module, eager: bool) -> None:
+    def __init__(self, config: TextConfig, crossattention: nn.Module | None, eager: bool) -> None:
         super().__init__()
         self.attention = AttentionBlock(SelfAttention(config, eager), config)
         self.crossattention = crossattention

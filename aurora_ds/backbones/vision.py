@@ -7,9 +7,11 @@ BLIP §3.1: patch convolution, class token first, learned positions, pre-norm bl
 from __future__ import annotations
 
 from functools import partial
+from typing import Any, ClassVar
 
 import timm.models.vision_transformer as timm_vit
 import torch
+from timm.layers.activations import QuickGELU
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -17,15 +19,19 @@ from aurora_ds.backbones.site import Site
 from aurora_ds.config import VisionConfig
 from aurora_ds.errors import AuroraError
 
-LAYER_NORM_EPS = 1e-6
-
 
 class VisionTransformer(timm_vit.VisionTransformer):
     """Image -> tokens. Every parameter is reached through `forward` or a submodule's, so that parameters that are
     partitioned over ranks are gathered by hooks on these calls."""
 
+    layer_norm_eps: ClassVar[float] = 1e-6
+
     def __init__(
-        self, config: VisionConfig, attention: str = "sdpa", activation_checkpointing: bool = False
+        self,
+        config: VisionConfig,
+        attention: str = "sdpa",
+        activation_checkpointing: bool = False,
+        **differences: Any,  # of timm's arguments, for a transformer of another kind
     ) -> None:
         super().__init__(
             img_size=config.image_size,
@@ -38,7 +44,8 @@ class VisionTransformer(timm_vit.VisionTransformer):
             num_classes=0,
             global_pool="",
             qkv_bias=True,
-            norm_layer=partial(nn.LayerNorm, eps=LAYER_NORM_EPS),
+            norm_layer=partial(nn.LayerNorm, eps=self.layer_norm_eps),
+            **differences,
         )
         self.image_size = config.image_size
         self.grad_checkpointing = activation_checkpointing
@@ -54,7 +61,7 @@ class VisionTransformer(timm_vit.VisionTransformer):
                 f"The vision transformer is set up for {self.image_size} x {self.image_size} pixels and got images of "
                 f"{image.shape[-1]} x {image.shape[-2]}. Set backbone.vision.image_size to the size the data has."
             )
-        tokens = self._pos_embed(self.patch_embed(image))  # (B, N + 1, D)
+        tokens = self.norm_pre(self._pos_embed(self.patch_embed(image)))  # (B, N + 1, D)
         recompute = self.grad_checkpointing and self.training and torch.is_grad_enabled()
         for block in self.blocks:
             tokens = checkpoint(block, tokens, use_reentrant=False) if recompute else block(tokens)
@@ -80,3 +87,26 @@ class VisionTransformer(timm_vit.VisionTransformer):
                 ("mlp.fc2", 1, 4, "mlp"),
             )
         ]
+
+
+class ClipVisionTransformer(VisionTransformer):
+    """CLIP's (Radford et al., 2021): no bias in the patch convolution, a LayerNorm before the blocks, QuickGELU, eps
+    1e-5; the last LayerNorm on all tokens, no projection. `attention_dropout`: in training."""
+
+    layer_norm_eps = 1e-5
+
+    def __init__(
+        self,
+        config: VisionConfig,
+        attention: str = "sdpa",
+        activation_checkpointing: bool = False,
+        attention_dropout: float = 0.0,
+    ) -> None:
+        super().__init__(
+            config,
+            attention,
+            activation_checkpointing,
+            pre_norm=True,
+            act_layer=QuickGELU,
+            attn_drop_rate=attention_dropout,
+        )
