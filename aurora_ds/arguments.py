@@ -20,6 +20,26 @@ INTERRUPTED = 130
 RECIPE_HELP = "a built-in name (`aurora-ds config list`) or a YAML path"
 
 
+def command(commands, name: str, run, about: str, example: str) -> argparse.ArgumentParser:
+    """A sub-command with its one-line help, an example, and the function that runs it with (namespace, argv)."""
+    parser = commands.add_parser(
+        name,
+        help=about,
+        description=f"{about[0].upper()}{about[1:]}.",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_debug(parser)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def group(commands, name: str, about: str):
+    """A command that only has sub-commands."""
+    parser = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
+    return parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """RECIPE and the overrides after it."""
     parser.add_argument("recipe", metavar="RECIPE", help=RECIPE_HELP)

@@ -19,6 +19,7 @@ FLOORS = [
         "presets",
         "recipe",
         "arguments",
+        "tables",
         "kernels",
         "recipes",
     ],
@@ -28,7 +29,7 @@ FLOORS = [
         *("wiring", "assemble", "report", "train", "evaluate", "verify", "export", "predict", "trained"),
         *("multinode", "doctor"),
     ],
-    ["quickstart", "cli", "__main__", "__init__"],
+    ["quickstart", "cli", "cli_shards", "__main__", "__init__"],
 ]
 FLOOR = {part: number for number, parts in enumerate(FLOORS) for part in parts}
 # Parts of these floors do not know each other: prompts and backbones meet in a task, tasks and runtime in train.
