@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from aurora_ds.backbones.shared_input import project_each
 from aurora_ds.backbones.site import Site
-from aurora_ds.backbones.text import LAYER_NORM_EPS, CrossAttention, KeysValues, TextEncoder
+from aurora_ds.backbones.text import LAYER_NORM_EPS, CrossAttention, KeysValues, TextEncoder, keys_values
 from aurora_ds.backbones.vision import VisionTransformer
 from aurora_ds.config import BackboneConfig, TextConfig
 
@@ -48,7 +49,9 @@ class TwinAttentionBlock(nn.Module):
 
     def forward(self, states: Tensor, kv: KeysValues, *arguments: object) -> Tensor:
         """kv: keys and values of the first image, then of the second, (images, heads, N, d) each."""
-        first, second = self.self0(states, kv[:2], *arguments), self.self1(states, kv[2:], *arguments)
+        queries = project_each([self.self0.query, self.self1.query], states)
+        first = self.self0(states, kv[:2], *arguments, query=queries[0])
+        second = self.self1(states, kv[2:], *arguments, query=queries[1])
         return self.output(first, second, states)
 
 
@@ -61,7 +64,9 @@ class TwinTextEncoder(TextEncoder):
     def image_kv(self, first: Tensor, second: Tensor) -> list[KeysValues]:
         """Tokens of first and second images (pairs, N, D) -> per layer keys and values of both, for `forward`."""
         blocks = [layer.crossattention for layer in self.encoder.layer]
-        return [block.self0.keys_values(first) + block.self1.keys_values(second) for block in blocks]
+        of_first = keys_values([block.self0 for block in blocks], first)
+        of_second = keys_values([block.self1 for block in blocks], second)
+        return [one + other for one, other in zip(of_first, of_second, strict=True)]
 
     def sites(self, prefix: str) -> list[Site]:
         """Adaptable linears of every layer: self-attention, then query and key-value per image."""

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from aurora_ds.backbones.attention import attend, merge_heads, split_heads
+from aurora_ds.backbones.shared_input import project_each
 from aurora_ds.backbones.site import Site
 from aurora_ds.config import TextConfig
 from aurora_ds.errors import AuroraError
@@ -74,19 +75,19 @@ class Embeddings(nn.Module):
         super().__init__()
         self.word_embeddings = nn.Embedding(config.vocab_size, config.width, padding_idx=config.pad_id)
         self.position_embeddings = nn.Embedding(config.max_positions, config.width)
-        self.LayerNorm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
         self.token_type_embeddings = (
             nn.Embedding(config.token_types, config.width) if config.token_types else None
         )
+        self.LayerNorm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, input_ids: Tensor, first: int = 0) -> Tensor:
         """input_ids (B, L), at positions from `first` on -> (B, L, H)."""
         positions = torch.arange(first, first + input_ids.shape[1], device=input_ids.device)
         states = self.word_embeddings(input_ids) + self.position_embeddings(positions)
-        return self.dropout(self.LayerNorm(states))
         if self.token_type_embeddings is not None:
             states = states + self.token_type_embeddings(input_ids.new_zeros(1, 1))
+        return self.dropout(self.LayerNorm(states))
 
 
 class AddAndNorm(nn.Module):
@@ -131,11 +132,6 @@ class CrossAttention(nn.Module):
         self.query = nn.Linear(config.width, config.width)
         self.kv = nn.Linear(vision_width, 2 * config.width)
 
-    def keys_values(self, tokens: Tensor) -> KeysValues:
-        """Image tokens (images, N, D) -> keys and values, (images, heads, N, d) each."""
-        key, value = split_heads(self.kv(tokens), 2, self.heads)
-        return key, value
-
     def forward(
         self,
         states: Tensor,
@@ -144,9 +140,11 @@ class CrossAttention(nn.Module):
         group_size: int | None,
         key_scale: Tensor | None,
         image_mask: Tensor | None = None,
+        query: Tensor | None = None,
     ) -> Tensor:
-        """states (B, L, H) -> (B, L, H); the other arguments as in TextEncoder.forward."""
-        (key, value), query = image_kv, self.query(states)
+        """states (B, L, H) -> (B, L, H); `query`: the projection of states, where the caller has it already; the
+        other arguments as in TextEncoder.forward."""
+        (key, value), query = image_kv, self.query(states) if query is None else query
         mask = (
             None if image_mask is None else image_mask.to(torch.bool)[:, None, None, :]
         )  # (images, 1, 1, N)
@@ -167,6 +165,12 @@ class CrossAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         context = attend(query, key, value, mask, dropout, self.eager, score_scale)
         return merge_heads(context).reshape(states.shape)
+
+
+def keys_values(attentions: Sequence[CrossAttention], tokens: Tensor) -> list[KeysValues]:
+    """Image tokens (images, N, D) -> keys and values of each attention, (images, heads, N, d) each."""
+    projected = project_each([attention.kv for attention in attentions], tokens)
+    return [split_heads(both, 2, own.heads) for both, own in zip(projected, attentions, strict=True)]
 
 
 class AttentionBlock(nn.Module):
@@ -271,7 +275,7 @@ class TextEncoder(nn.Module):
 
     def image_kv(self, tokens: Tensor) -> list[KeysValues]:
         """Image tokens (images, N, D) -> per layer keys and values (images, heads, N, d), for `forward`."""
-        return [layer.crossattention.self.keys_values(tokens) for layer in self.encoder.layer]
+        return keys_values([layer.crossattention.self for layer in self.encoder.layer], tokens)
 
     def forward(
         self,

@@ -123,6 +123,22 @@ def path_for(x: Tensor, weight: Tensor, down: Tensor, inputs: int) -> Literal["t
     return path_of_projection(x.device, x.dtype, *weight.shape, down.shape[0], inputs)
 
 
+def path_of_low_rank(x: Tensor, down: Tensor, inputs: int) -> Literal["triton", "torch"]:
+    """The path of `low_rank`, which a few sites share."""
+    if x.dtype != down.dtype:
+        return "torch"
+    rank = down.shape[0]
+    return _path(x.device.type, x.dtype, f"{key(x.dtype, rank, x.shape[1], rank, inputs)} z")
+
+
+def path_from(x: Tensor, weight: Tensor, z: Tensor, inputs: int) -> Literal["triton", "torch"]:
+    """The path of `prompted_linear_from`, for the tensors of a call."""
+    if not x.dtype == weight.dtype == z.dtype:
+        return "torch"
+    shape = key(x.dtype, *weight.shape, z.shape[1] // inputs, inputs)
+    return _path(x.device.type, x.dtype, f"{shape} from z")
+
+
 def path_of_reconstruction(slices: Tensor) -> Literal["triton", "torch"]:
     """The path of `reconstruct`, from the core slices (columns, R, R)."""
     return _path(slices.device.type, slices.dtype, f"reconstruct r{slices.shape[-1]}")

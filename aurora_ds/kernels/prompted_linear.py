@@ -19,14 +19,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from aurora_ds.kernels import choice
+from aurora_ds.kernels.low_rank import twin as low_rank
 from aurora_ds.kernels.philox import dropout_mask
 
 # ---- the PyTorch twin ----------------------------------------------------------------------------------------------
 
 
-def _masked(z: Tensor, rank: int, dropout: float, seed: Tensor | None) -> Tensor:
-    """z (M·inputs, R) times the mask of `seed`; as it is without dropout."""
-    return z * dropout_mask(seed, z.shape[0], rank, dropout, z) if dropout else z
+def masked(z: Tensor, inputs: int, dropout: float, seed: Tensor | None) -> Tensor:
+    """z (M, inputs·R) times the mask of `seed`; as it is without dropout."""
+    if not dropout:
+        return z
+    rows, rank = z.shape[0] * inputs, z.shape[1] // inputs
+    return z * dropout_mask(seed, rows, rank, dropout, z).view(z.shape)
 
 
 def dense_mix(mix: Tensor, diagonal: Tensor | None, inputs: int) -> Tensor:
@@ -49,8 +53,7 @@ def twin_forward(
     seed: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """y (M, d_out) and z (M, inputs·R), from A."""
-    rank, width = down.shape
-    z = _masked(F.linear(x.reshape(-1, width), down), rank, dropout, seed).view(x.shape[0], inputs * rank)
+    z = masked(low_rank(x, down), inputs, dropout, seed)
     y = F.linear(x, weight, bias)
     y.addmm_(z, mix.t(), alpha=scale)
     return y, z
@@ -79,7 +82,7 @@ def twin_backward(
         dz = dy @ mix  # (M, inputs·R)
         if scale != 1.0:
             dz *= scale
-        dz = _masked(dz.view(-1, rank), rank, dropout, seed)
+        dz = masked(dz, dz.shape[1] // rank, dropout, seed).view(-1, rank)
         if needs[1]:
             ddown = dz.t() @ x.reshape(-1, width)
         if needs[0]:

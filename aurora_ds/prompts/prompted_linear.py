@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aurora_ds.kernels import draw_seed, prompted_linear
+from aurora_ds.kernels import draw_seed, low_rank, prompted_linear, prompted_linear_from
 
 if TYPE_CHECKING:
     from aurora_ds.prompts.attach import Prompts
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 class PromptedLinear(nn.Module):
     """y = x Wᵀ + b + s · update(x); W and b are the replaced linear's own parameters.
+
+    Sites that read the same x may share x Uᵀ: one of them makes it (`start`), and all are called with it. Dropout is
+    each site's own all the same, so that sharing changes no number.
 
     Dropout (training only): `shared` drops x Uᵀ with one mask for all output blocks; `released` does what
     the published code does: in vision after the core and before V, in text directly after U with one mask
@@ -37,37 +40,44 @@ class PromptedLinear(nn.Module):
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, site={self.index}"
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (…, in_features) -> (…, out_features)."""
+    @property
+    def reads(self) -> tuple[int, int]:
+        """Equal for sites whose x Uᵀ is the same when x is."""
+        prompts = self._prompts[0]
+        return id(prompts), prompts.sites[self.index].width_in
+
+    def start(self, x: Tensor) -> Tensor | None:
+        """x Uᵀ (…, inputs·R) under the active adapter, for `forward` of every site that reads x; None without one."""
+        prompts = self._prompts[0]
+        if prompts.values is None or prompts.merged is not None:
+            return None
+        site = prompts.sites[self.index]
+        return low_rank(x, prompts.values.down[site.width_in], site.inputs)
+
+    def forward(self, x: Tensor, z: Tensor | None = None) -> Tensor:
+        """x (…, in_features), and perhaps its `start` -> (…, out_features)."""
         prompts = self._prompts[0]
         values = prompts.values
         if values is None or prompts.merged is not None:
             return F.linear(x, self.weight, self.bias)
         site, config = prompts.sites[self.index], prompts.config
-        down, mix = values.down[site.width_in], values.mix[self.index]
+        down, mix, diagonal = values.down[site.width_in], values.mix[self.index], values.diagonal[self.index]
         dropout, seed = 0.0, None
         if self.training and config.dropout:
             if config.dropout_position == "released":
-                update = self._released_dropout(x, values, site, config.dropout)
+                z = low_rank(x, down, site.inputs) if z is None else z
+                update = self._released_dropout(z, values, site, config.dropout)
                 return F.linear(x, self.weight, self.bias) + config.scale * update
             dropout, seed = config.dropout, draw_seed()
-        return prompted_linear(
-            x,
-            self.weight,
-            self.bias,
-            down,
-            mix,
-            values.diagonal[self.index],
-            inputs=site.inputs,
-            scale=config.scale,
-            dropout=dropout,
-            seed=seed,
-        )
+        settings = {"inputs": site.inputs, "scale": config.scale, "dropout": dropout, "seed": seed}
+        if z is not None:
+            return prompted_linear_from(x, z, self.weight, self.bias, mix, diagonal, **settings)
+        return prompted_linear(x, self.weight, self.bias, down, mix, diagonal, **settings)
 
-    def _released_dropout(self, x: Tensor, values, site, dropout: float) -> Tensor:
-        """The update with dropout where the published code has it; one term per block."""
-        down, up, inner = values.down[site.width_in], values.up[site.width_out], values.inner[self.index]
-        z = F.linear(x.unflatten(-1, (site.inputs, site.width_in)), down)  # (…, inputs, R)
+    def _released_dropout(self, z: Tensor, values, site, dropout: float) -> Tensor:
+        """The update from x Uᵀ (…, inputs·R), with dropout where the published code has it; one term per block."""
+        up, inner = values.up[site.width_out], values.inner[self.index]
+        z = z.unflatten(-1, (site.inputs, -1))  # (…, inputs, R)
         if site.modality != "vision":
             z = F.dropout(z.expand(*z.shape[:-2], site.columns, z.shape[-1]).contiguous(), dropout)
         mixed = torch.einsum("...jr,jrs->...js", z.expand(*z.shape[:-2], site.columns, z.shape[-1]), inner)

@@ -12,8 +12,20 @@ import sys
 import torch
 from torch import Tensor
 
-from aurora_ds.kernels import Plan, choice, draw_seed, dropout_mask, merge, prompted_linear, reconstruct
+from aurora_ds.kernels import (
+    Plan,
+    choice,
+    draw_seed,
+    dropout_mask,
+    low_rank,
+    merge,
+    prompted_linear,
+    prompted_linear_from,
+    reconstruct,
+)
+from aurora_ds.kernels.low_rank import _fused as _fused_low_rank
 from aurora_ds.kernels.prompted_linear import _fused
+from aurora_ds.kernels.prompted_linear_from import _fused as _fused_from
 from aurora_ds.kernels.reconstruct import _fused as _fused_reconstruct
 
 DEVICE = torch.device("cpu" if choice.interpreted() else "cuda")
@@ -49,24 +61,27 @@ def case(inputs, outputs, form, rank, width_in, width_out, rows, dtype, strided=
     )
 
 
-def run(path, tensors, inputs, dropout=0.0, seed=None, wide=False):
-    """y and the gradients of x, U, A or V, and the diagonals."""
+def run(path, tensors, inputs, dropout=0.0, seed=None, wide=False, shared=False):
+    """y and the gradients of x, U, A or V, and the diagonals; `shared`: from an x Uᵀ that was made before."""
     choice.use(path)
     x, weight, bias, down, mix, diagonal, dy = (t.double() if wide and t is not None else t for t in tensors)
     leaves = [t.detach().clone().requires_grad_() for t in (x, down, mix, diagonal) if t is not None]
     if x.stride(1) != 1:  # clone keeps the strides of a dense tensor; make sure that they arrive
         assert leaves[0].stride() == x.stride()
-    y = prompted_linear(
-        leaves[0], weight, bias, *leaves[1:], inputs=inputs, scale=0.7, dropout=dropout, seed=seed
-    )
+    settings = {"inputs": inputs, "scale": 0.7, "dropout": dropout, "seed": seed}
+    if shared:
+        z = low_rank(leaves[0], leaves[1], inputs)
+        y = prompted_linear_from(leaves[0], z, weight, bias, *leaves[2:], **settings)
+    else:
+        y = prompted_linear(leaves[0], weight, bias, *leaves[1:], **settings)
     return [y.detach(), *torch.autograd.grad(y, leaves, dy)]
 
 
-def projection(inputs, dropout, **sizes):
+def projection(inputs, dropout, shared=False, **sizes):
     """Distances from float64, and whether a second run has the same bits."""
     tensors, seed = case(inputs, **sizes), torch.tensor(3 << 40)
-    got = run("triton", tensors, inputs, dropout, seed)
-    again = run("triton", tensors, inputs, dropout, seed)
+    got = run("triton", tensors, inputs, dropout, seed, shared=shared)
+    again = run("triton", tensors, inputs, dropout, seed, shared=shared)
     want = run("torch", tensors, inputs, dropout, seed, wide=True)
     magnitudes = [None if each is None else each.abs() for each in tensors]
     terms = run("torch", magnitudes, inputs, dropout, seed, wide=True)
@@ -163,13 +178,16 @@ def merging(inputs, rank, dtype):
     return {"distances": [distance(weight, want)]}
 
 
-def compiled(form):
-    """Distances of y and gradients under torch.compile, in one graph, from those without."""
+def compiled(form, shared):
+    """Distances of y and gradients under torch.compile, in one graph, from those without; `shared` as in `run`."""
     choice.use("triton")
     x, weight, bias, down, mix, diagonal, _ = case(1, 3, form, 5, 19, 21, 9, "float32")
     leaves = [t.requires_grad_() for t in (x, down, mix, diagonal) if t is not None]
 
     def output(seed):
+        if shared:
+            z = low_rank(x, down)
+            return prompted_linear_from(x, z, weight, bias, mix, diagonal, dropout=0.5, seed=seed).square()
         return prompted_linear(x, weight, bias, down, mix, diagonal, dropout=0.5, seed=seed).square()
 
     seed = draw_seed()
@@ -189,6 +207,11 @@ def registered():
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(
         _fused, (leaves[0], weight, bias, *leaves[1:], None, 1, 1.0, 0.0, None), test_utils=tests
+    )
+    torch.library.opcheck(_fused_low_rank, tuple(leaves[:2]), test_utils=tests)
+    z = torch.randn(4, 3, device=DEVICE, requires_grad=True)
+    torch.library.opcheck(
+        _fused_from, (leaves[0], z, weight, bias, leaves[2], None, 1, 1.0, 0.0, None), test_utils=tests
     )
     up, slices = (torch.randn(*s, device=DEVICE, requires_grad=True) for s in ((8, 3), (2, 3, 3)))
     torch.library.opcheck(_fused_reconstruct, (up, slices, [8], [2], [1], torch.float32), test_utils=tests)

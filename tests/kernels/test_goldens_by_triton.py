@@ -17,9 +17,9 @@ from pathlib import Path
 from aurora_ds.kernels import choice
 choice.use("triton")
 choice.use = lambda setting: None  # the recorded runs say nothing of kernels
-import aurora_ds.kernels.gpu.projection as projection
-started, start = [], projection.launch
-projection.launch = lambda *a, **k: (started.append(a[0]), start(*a, **k))
+import aurora_ds.kernels.gpu.products as products
+started, start = [], products.launch
+products.launch = lambda *a, **k: (started.append(a[0]), start(*a, **k))
 from aurora_ds.verify import run
 status = run([Path(sys.argv[1])], Path(sys.argv[2]))
 print("projections", len(started))

@@ -24,7 +24,7 @@ RANKS = [1, 3, 16, 33, 64, 70]
 SHAPES = [(19, 37, 41), (48, 64, 33), (33, 40, 7), (64, 32, 64), (1, 1, 1)]  # w_in, w_out, M
 
 
-def projection(layout, form, rank, shape, dtype, dropout, strided=False) -> dict[str, Any]:
+def projection(layout, form, rank, shape, dtype, dropout, shared=False, strided=False) -> dict[str, Any]:
     width_in, width_out, rows = shape
     return {
         "what": "projection",
@@ -37,13 +37,14 @@ def projection(layout, form, rank, shape, dtype, dropout, strided=False) -> dict
         "rows": rows,
         "dtype": dtype,
         "dropout": dropout,
+        "shared": shared,
         "strided": strided,
     }
 
 
 def drawn(count: int) -> list[dict[str, Any]]:
     """`count` cases of the whole grid, the same in every run, each value of each axis among the first of them."""
-    grid = list(itertools.product(LAYOUTS, ["tucker", "cp"], RANKS, SHAPES, BOUND, [0.0, 0.3]))
+    grid = list(itertools.product(LAYOUTS, ["tucker", "cp"], RANKS, SHAPES, BOUND, [0.0, 0.3], [False, True]))
     random.Random(5).shuffle(grid)
     return [projection(*each) for each in grid[:count]]
 
@@ -53,6 +54,8 @@ FEW = [
     projection((1, 3), "tucker", 5, (19, 37, 41), "float32", 0.3, strided=True),
     projection((4, 1), "cp", 5, (19, 37, 41), "bfloat16", 0.0, strided=True),
     projection((1, 3), "tucker", 5, (19, 37, 0), "float32", 0.3),
+    projection((1, 2), "cp", 5, (19, 37, 41), "float32", 0.3, shared=True, strided=True),
+    projection((4, 1), "tucker", 5, (19, 37, 0), "float32", 0.3, shared=True),
     projection((4, 1), "cp", 5, (19, 37, 0), "float32", 0.0),
     {"what": "reconstruction", "rank": 3, "dtype": "float32"},
     {"what": "reconstruction", "rank": 33, "dtype": "bfloat16"},
@@ -62,8 +65,9 @@ FEW = [
 SINGLE = [
     {"what": "mask", "rows": 37, "rank": 33},
     {"what": "checkpointed"},
-    {"what": "compiled", "form": "tucker"},
-    {"what": "compiled", "form": "cp"},
+    {"what": "compiled", "form": "tucker", "shared": False},
+    {"what": "compiled", "form": "cp", "shared": False},
+    {"what": "compiled", "form": "cp", "shared": True},
     {"what": "registered"},
     {"what": "adapter", "form": "tucker", "layout": "block", "position": "shared"},
     {"what": "adapter", "form": "cp", "layout": "block", "position": "shared"},
@@ -116,16 +120,16 @@ def test_recomputing_the_forward_pass_draws_the_same_mask(few):
     assert few[json.dumps(SINGLE[1])]["equal"]
 
 
-@pytest.mark.parametrize("check", SINGLE[2:4], ids=name)
+@pytest.mark.parametrize("check", SINGLE[2:5], ids=name)
 def test_the_op_is_traced_without_a_break(check, few):
     assert max(few[json.dumps(check)]["distances"]) == 0
 
 
 def test_the_ops_are_registered_as_torch_asks(few):
-    assert few[json.dumps(SINGLE[4])]["passed"]
+    assert few[json.dumps(SINGLE[5])]["passed"]
 
 
-@pytest.mark.parametrize("check", SINGLE[5:], ids=name)
+@pytest.mark.parametrize("check", SINGLE[6:], ids=name)
 def test_an_adapter_trains_and_merges_as_on_the_torch_path(check, few):
     """Only CP goes without A, and not with dropout where the published code has it, which needs the slices."""
     found = few[json.dumps(check)]

@@ -4,6 +4,7 @@
 |---|---|---|
 | projection | X B + s·Z T: y (B = Wᵀ, T = Aᵀ) and dx (B = W, T = U), written once | 2·M·N·(K + R) |
 | skinny | mask ∘ s·X Q with few columns: z (Q = Uᵀ) and dz (Q = A), X read once | 2·M·K·R |
+| mask | mask ∘ z, for a z that several sites share | none |
 | reduction | Pᵀ Q over many rows, in parts of a fixed number of rows: dUᵀ (x, dz) and dA (dy, z) | 2·M·N·R |
 | finish | the sum of a reduction's parts, in their order, in the gradient's own dtype | parts·N·R |
 
@@ -186,6 +187,31 @@ def skinny_kernel(
             value.to(out.dtype.element_ty),
             mask=inside_rows[:, None] & inside_ranks[None, :],
         )
+
+
+@triton.jit(do_not_specialize=["M", "threshold", "seed"])
+def mask_kernel(
+    z,
+    out,
+    M,
+    seed: tl.int64,
+    threshold,
+    RANK: tl.constexpr,
+    ROWS: tl.constexpr,
+    RANKS: tl.constexpr,
+):
+    """out[m, r] = mask · z[m, r]; a row is one input block's."""
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    first = tl.program_id(1) * RANKS
+    ranks = first + tl.arange(0, RANKS)
+    inside = (rows < M)[:, None] & (ranks < RANK)[None, :]
+    rows_wide = rows.to(tl.int64)
+    groups: tl.constexpr = (RANK + 3) // 4
+    at = rows_wide[:, None] * RANK + ranks[None, :]
+    value = tl.load(z + at, mask=inside, other=0.0).to(tl.float32)
+    keep = kept(seed, rows_wide, first, groups, threshold, RANKS)
+    value = tl.where(keep, value / (1.0 - threshold / 16777216.0), 0.0)
+    tl.store(out + at, value.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["M", "part_rows"])
