@@ -27,7 +27,7 @@ class GroundingTask(LanguageTask):
     """Loss and evaluation pieces of visual grounding.
 
     Args:
-        model: backbone with `visual_encoder`, `memory` (an image and a text -> states) and `text_decoder`.
+        model: backbone with `image_tokens`, `read` (tokens of images and texts -> states) and `text_decoder`.
         prompts: what was attached to `model`; None for full fine-tuning.
     """
 
@@ -53,7 +53,7 @@ class GroundingTask(LanguageTask):
         true, options = batch["box"].float() * SHARE, self.options
         targets = quantised(true, options.bins)  # (B, 4)
         written = torch.cat([self._first(targets), targets[:, :-1] + options.first_bin_id], dim=1)
-        states, mask = self._memory(batch, trace)
+        states, mask = self._read(batch)
         decoder = self.model.text_decoder
         every = decoder.scores(decoder(written, None, decoder.context_kv(states), mask))
         scores = self._of_bins(every)  # (B, 4, bins + 1)
@@ -82,7 +82,7 @@ class GroundingTask(LanguageTask):
                 `encode_images` with `image_index` int64 (B,), the row of them that each phrase is about.
             trace: as in `loss`.
         """
-        states, mask = self._memory(batch, trace)
+        states, mask = self._read(batch)
         decoder, options, cache = self.model.text_decoder, self.options, KeyValueCache()
         kv = decoder.context_kv(states)
         token = self._first(batch["input_ids"])
@@ -100,12 +100,10 @@ class GroundingTask(LanguageTask):
             trace.update(bins=found, step_logits=torch.stack(steps, dim=1))
         return {"box": found.float() / options.bins, "probability": log_probability.exp()}
 
-    def _memory(self, batch: dict[str, Any], trace: dict[str, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    def _read(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """States (B, N + L, H) of each image read with its phrase, and their mask (B, N + L)."""
         tokens = batch["tokens"] if "tokens" in batch else self.image_tokens(batch["image"])
-        if "image_index" in batch:
-            tokens = tokens[batch["image_index"]]
-        return self.model.memory(tokens, batch["input_ids"], batch["attention_mask"], trace)
+        return self.model.read(batch["input_ids"], batch["attention_mask"], tokens, batch.get("image_index"))
 
     def _first(self, like: Tensor) -> Tensor:
         """The token that a box begins with, int64 (B, 1)."""

@@ -73,6 +73,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
         "train": [{"image": "a.jpg", "text": "a", "ref_id": 1}], "refs": cut(REFERENCES), "instances": INSTANCES,
     }),
     ("refcoco", "transvg", {"val": TUPLES[:1]}),
+    ("phrases", "list", {"train": [{"image": "a.jpg", "phrase": "a dog", "box": [1, 2, 3, 4]}]}),
     ("coco_caption", "coco", {"val": cut(excerpt("captions_val2014.json"))}),
     ("coco_caption", "karpathy", {"all": {"images": [KARPATHY]}}),
     ("coco_caption", "blip", {

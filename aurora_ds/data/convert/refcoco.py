@@ -1,4 +1,4 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg: COCO training photos with phrases and the box that each means.
+"""RefCOCO, RefCOCO+ and RefCOCOg: COCO training photos with phrases and the box that each means; own lists of such.
 
 REFER's refs(…).p and TransVG's .pth files are pickles, which can run code when read. They are read without any:
 `plain_pickle` builds only Python's own lists, tuples, dictionaries, texts and numbers, and .pth files go through
@@ -20,7 +20,7 @@ from aurora_ds.data.convert.recipe import AnnotationFiles
 from aurora_ds.data.convert.rows import Row, rows
 from aurora_ds.errors import AuroraError
 
-FORMATS = ("refer", "xvlm", "transvg")
+FORMATS = ("refer", "xvlm", "transvg", "list")
 # What a pickle that is cut or is none at all can raise while it is read.
 _BROKEN = (
     pickle.UnpicklingError, struct.error, EOFError, ValueError, LookupError, TypeError, AttributeError, OverflowError,
@@ -29,7 +29,8 @@ _BROKEN = (
 
 
 def read(way: AnnotationFiles, files: dict[str, Path]) -> Iterator[Entry | Reject]:
-    """`refer`: files `refs` and `instances`; `xvlm`: those two and lists; `transvg`: a .pth file per split.
+    """`refer`: files `refs` and `instances`; `xvlm`: those two and lists; `transvg`: a .pth file per split; `list`:
+    [{image, phrase, box: [left, top, width, height]}] per split.
 
     `way.splits`: our split -> names of it in `refs`. An entry of a list is of its reference's split, so that X-VLM's
     test list becomes testA and testB.
@@ -37,6 +38,12 @@ def read(way: AnnotationFiles, files: dict[str, Path]) -> Iterator[Entry | Rejec
     if way.format == "transvg":
         for split, path in files.items():
             yield from _transvg(path, split)
+        return
+    if way.format == "list":
+        for split, path in files.items():
+            for row in rows(path):
+                value = {"phrase": row.words("phrase"), "box": row.box("box")}
+                yield _with_box(Entry(split, row.text("image"), "phrases", value))
         return
     refs = _read_refs(files["refs"], way.splits)
     boxes = _Boxes(files["instances"], {ref.number("ann_id") for ref in refs})
