@@ -1,10 +1,12 @@
-"""Text rules of BLIP (arXiv 2201.12086, released code): captions and questions before tokenisation."""
+"""Text rules of BLIP (arXiv 2201.12086, released code) and EVE (AAAI 2024, released code): captions and questions
+before tokenisation."""
 
 from __future__ import annotations
 
 import re
 
 _PUNCTUATION = re.compile(r"[.!\"()*#:;~]")
+_EVE_PUNCTUATION = re.compile(r"[,.'!?\"()*#:;~]")
 _SPACE_RUN = re.compile(r"\s{2,}")
 
 
@@ -21,6 +23,23 @@ def pre_caption(caption: str, max_words: int = 50) -> str:
 def pre_question(question: str, max_words: int = 50) -> str:
     """Lower case, `.!"()*#:;~` removed, spaces at the end removed, at most `max_words` words. Inner spaces stay."""
     return _first_words(_PUNCTUATION.sub("", question.lower()).rstrip(" "), max_words)
+
+
+def eve_caption(caption: str, max_words: int = 30) -> str:
+    """EVE: lower case, `,.'!?"()*#:;~` and backquotes removed, `-` and `/` to spaces, "<person>" to "person", runs of
+    white space to one space, trimmed, at most `max_words` words."""
+    text = _without_eve_punctuation(caption).replace("`", "").replace("<person>", "person")
+    return _first_words(_SPACE_RUN.sub(" ", text).rstrip("\n").strip(" "), max_words)
+
+
+def eve_question(question: str, max_words: int = 30) -> str:
+    """EVE: lower case, `,.'!?"()*#:;~` removed, `-` and `/` to spaces, spaces at the end removed, at most `max_words`
+    words. Inner spaces stay, and two in a row have an empty word between them."""
+    return _first_words(_without_eve_punctuation(question).rstrip(" "), max_words)
+
+
+def _without_eve_punctuation(text: str) -> str:
+    return _EVE_PUNCTUATION.sub("", text.lower()).replace("-", " ").replace("/", " ")
 
 
 def _first_words(text: str, max_words: int) -> str:

@@ -11,8 +11,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from aurora_ds.errors import AuroraError
-from aurora_ds.verify import blip, blip_language, rules
+from aurora_ds.verify import blip, blip_language, eve, eve_rules, rules
 from aurora_ds.verify.golden import Check, Golden
+
+BY_CASE = blip_language.CASES | eve.CASES
 
 
 def check_folder(path: Path) -> list[Check]:
@@ -23,12 +25,15 @@ def check_folder(path: Path) -> list[Check]:
         return rules.text_rules(json.loads((path / "vectors.json").read_text(encoding="utf-8")))
     if not path.is_dir():
         raise AuroraError(f"{path} is no folder. Give golden folders, or a schedules.json.")
+    recorded_rules = eve_rules.checks_of(path)
+    if recorded_rules is not None:
+        return recorded_rules
     golden = Golden.read(path)
-    case = blip.case_of(golden) or blip_language.CASES.get(golden.config.get("case", ""))
+    case = blip.case_of(golden) or BY_CASE.get(golden.config.get("case", ""))
     if case is None:
         raise AuroraError(
             f"{path} describes case '{golden.config.get('case')}', which this release cannot build. It knows: "
-            f"{', '.join([*blip.CASES, *blip_language.CASES])}."
+            f"{', '.join([*blip.CASES, *BY_CASE])}."
         )
     case(golden)
     golden.require_all()
@@ -52,7 +57,7 @@ def _paths(folders: Sequence[str | Path]) -> Iterator[Path]:
     for folder in folders:
         path = Path(folder)
         single = path.name == "schedules.json" or any(
-            (path / n).exists() for n in ("config.json", "vectors.json")
+            (path / n).exists() for n in ("config.json", "vectors.json", "facts.json")
         )
         inside = sorted(path.iterdir()) if path.is_dir() and not single else []
         # a folder with nothing to check is handed on, and refused: checking nothing must not look like success
