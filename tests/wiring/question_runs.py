@@ -13,10 +13,13 @@ import torch
 from safetensors.torch import save_file
 from tiny_retrieval import BOS, tiny_backbone
 
+from aurora_ds.assemble import Assembled, build_task
 from aurora_ds.backbones.models import new_model
 from aurora_ds.backbones.published import to_published
 from aurora_ds.config import PromptConfig, RunConfig, VqaConfig
 from aurora_ds.data.manifest import Manifest
+from aurora_ds.evaluate import task_forward
+from aurora_ds.wiring.base import Evaluation
 
 sys.path.append(str(Path(__file__).parents[1] / "data"))
 from written_shards import clip_sample, image_sample, write_shards
@@ -131,3 +134,15 @@ def run_config(backbone: dict[str, Any], shards: Path | None, vqa: dict[str, Any
         evaluate={"image_batch_size": 2, "text_batch_size": 3},
         monitor={"log_every": 1},
     )
+
+
+GENERATE = {"inference": "generate", "generation": {"max_length": 6, "min_length": 1, "beams": 2}}
+
+
+def judged(config: RunConfig) -> tuple[Assembled, Evaluation]:
+    """A fresh task over random weights and its evaluation, all in this process."""
+    assembled = build_task(config)
+    assembled.task.eval()
+    if assembled.task.prompts is not None:
+        assembled.task.prompts.disable()
+    return assembled, assembled.wiring.evaluate(task_forward(assembled), assembled.tokenizer)
