@@ -31,9 +31,10 @@ from aurora_ds.runtime import changes, checkpoint, failure, inspection, process_
 from aurora_ds.runtime.engine import Engine, StepReport, build
 from aurora_ds.runtime.guards import Guards, NotFinite
 from aurora_ds.runtime.heartbeat import Heartbeat
-from aurora_ds.runtime.monitor import Monitor, memory_mb
+from aurora_ds.runtime.monitor import Monitor, memory, memory_mb
 from aurora_ds.runtime.progress import Progress
 from aurora_ds.runtime.quarantine import Quarantine
+from aurora_ds.runtime.ranks import Ranks, straggler_in_words
 from aurora_ds.runtime.run_folder import (
     claim_output,
     own_checkpoint,
@@ -42,6 +43,7 @@ from aurora_ds.runtime.run_folder import (
     replace_folder,
 )
 from aurora_ds.runtime.stop import StopRequest
+from aurora_ds.runtime.trace import Traces
 from aurora_ds.runtime.window import Window
 
 
@@ -117,6 +119,8 @@ class Training:
         self.total = train.epochs * self.steps_per_epoch
         self.last_step = min(self.total, train.max_steps or self.total)
         self.engine: Engine = build(self.task, train, deepspeed_config, self.total, self.steps_per_epoch)
+        self.times, monitor = self.engine.times, self.config.monitor
+        self.traces = Traces(output, self.times, monitor.profile_steps, monitor.profile_ranks)
         self.best: dict[str, Any] = {}
         self.heartbeat, self.stopped, self.saved_step = heartbeat, "", 0
 
@@ -130,10 +134,14 @@ class Training:
         self.wiring.before_training(self.task, self.output)
         samples = step * train.global_batch_size
         self.monitor = Monitor(
-            self.output, self.config.monitor.tensorboard, *((step, samples) if step else (None, None))
+            self.output,
+            self.config.monitor.tensorboard,
+            *((step, samples) if step else (None, None)),
+            evaluates_again=step == self.last_step or self._evaluation_is_due(),
         )
         self.monitor.text("config", to_yaml(self.config), step)
-        self.window = Window()
+        self.ranks, self.window = Ranks(), Window()
+        self.monitor.text("ranks", self.ranks.text(), step)
         limit = Limit(self.config.data.max_bad_share, self.steps_per_epoch * train.global_batch_size)
         self.quarantine = Quarantine(self.output, limit, fresh=not step)
         started, record = time.perf_counter(), {}
@@ -144,16 +152,11 @@ class Training:
                 self.progress.message(f"changed since that checkpoint: {changed}")
             self.stopped = self.heartbeat.stop.agreed()
             while self.engine.step < self.last_step and not self.stopped:
-                epochs_done, inside = divmod(self.engine.step, self.steps_per_epoch)
                 # before the epoch, so that a run which was killed while it evaluated does so when it comes back
-                if (
-                    train.evaluate_every
-                    and epochs_done
-                    and not inside
-                    and epochs_done % train.evaluate_every == 0
-                ):
+                if self._evaluation_is_due():
                     self._evaluate()
-                self._epoch(epochs_done)
+                self._epoch(self.engine.step // self.steps_per_epoch)
+            self.stopped = self.stopped or self.heartbeat.stop.agreed()
             if self.stopped:
                 return self._leave()
             self._save_adapter(self.output / "adapter")
@@ -179,7 +182,7 @@ class Training:
 
     def _epoch(self, epoch: int) -> None:
         """From wherever the run stands to the end of the epoch, or of the run."""
-        train, start = self.config.train, self.engine.step % self.steps_per_epoch
+        start = self.engine.step % self.steps_per_epoch
         loader = annotated_loader(
             self.config,
             self.wiring.kind,
@@ -191,35 +194,46 @@ class Training:
             self.wiring.every_annotation,
         )
         self.engine.train()
-        batches = iter(loader)
-        while (
-            self.engine.step % self.steps_per_epoch >= start
-            and self.engine.step // self.steps_per_epoch == epoch
-        ):
-            report, losses = None, {}
-            for micro in range(train.accumulation):
-                self.heartbeat.at("waiting for data", self.engine.step + 1)
-                with self.window.waiting():
-                    batch = self.quarantine.next(batches)
-                self.heartbeat.at("forward")
-                process_group.seed_step(self.config.seed, self.engine.step, micro)
+        batches = self.window.timed(iter(loader))
+        last = min((epoch + 1) * self.steps_per_epoch, self.last_step)
+        while self.engine.step < last and not self.stopped:
+            step = self.engine.step + 1
+            measure = self._is_logged(step) or self.traces.wanted(step)
+            with self.traces.step(step), self.times.step(measure):
+                report = self._step(batches)
+            if report is not None:
+                self._after_step(report)
+
+    def _step(self, batches: Iterator[dict[str, Any]]) -> StepReport | None:
+        """One optimizer step; None, and nothing done, when the ranks agree to end before it."""
+        train, report, losses, batch = self.config.train, None, {}, {}
+        self.stopped = self.heartbeat.stop.agreed()
+        if self.stopped:
+            return self.times.forget()
+        for micro in range(train.accumulation):
+            self.heartbeat.at("waiting for data", self.engine.step + 1)
+            with self.times.part("data"):
+                batch = self.quarantine.next(batches)
+            self.heartbeat.at("forward")
+            process_group.seed_step(self.config.seed, self.engine.step, micro)
+            with self.times.part("forward"):
                 losses = self.engine.forward(
                     batch,
                     what="loss",
                     **self.wiring.loss_arguments(self.engine.step, micro, self.steps_per_epoch),
                 )
-                with self._kept_for_inspection(self.engine.step + 1, batch, losses):
-                    self.guards.check_losses(losses, batch["keys"], self.engine.step + 1)
-                self.heartbeat.at("backward and update")
-                measure = (self.engine.step + 1) % self.config.monitor.log_every == 0
-                report = self.engine.backward_and_step(losses["loss"], measure_update=measure)
-                self.window.add(losses, batch)
-            with self._kept_for_inspection(report.step, batch, losses):
-                self.guards.after_step(report)
-            self._after_step(report)
-            self.stopped = self.heartbeat.stop.agreed()
-            if self.engine.step >= self.last_step or self.stopped:
-                break
+            with self._kept_for_inspection(self.engine.step + 1, batch, losses):
+                self.guards.check_losses(losses, batch["keys"], self.engine.step + 1)
+            self.heartbeat.at("backward and update")
+            measure = (self.engine.step + 1) % self.config.monitor.log_every == 0
+            report = self.engine.backward_and_step(losses["loss"], measure_update=measure)
+            self.window.add(losses, batch)
+        with self._kept_for_inspection(report.step, batch, losses):
+            self.guards.after_step(report)
+        return report
+
+    def _is_logged(self, step: int) -> bool:
+        return step % self.config.monitor.log_every == 0 or step == self.last_step
 
     @contextmanager
     def _kept_for_inspection(
@@ -233,30 +247,21 @@ class Training:
 
     def _after_step(self, report: StepReport) -> None:
         step, train = report.step, self.config.train
-        if step % self.config.monitor.log_every == 0 or step == self.last_step:
+        if self._is_logged(step):
             figures = self.window.figures(train.global_batch_size) | {
                 "lr": report.lr,
                 "gradient_norm": report.grad_norm,
-                "memory_mb": memory_mb(),
                 "epoch": step / self.steps_per_epoch,
+                **memory(),
+                **self.times.figures(),
                 **self.wiring.figures(self.task, step, self.steps_per_epoch),
             }
             if report.update_ratio is not None:
                 figures["update_to_weight"] = report.update_ratio
-            reduce = {
-                name: "mean"
-                for name in figures
-                if name.startswith(("loss", "reward")) or name == "data_wait_share"
-            }
-            figures = self.monitor.scalars(
-                {f"train/{name}": value for name, value in figures.items()},
-                step,
-                step * train.global_batch_size,
-                {
-                    f"train/{name}": how
-                    for name, how in (reduce | {"memory_mb": "max", "skipped_samples": "sum"}).items()
-                },
-            )
+            reduced = self.ranks.reduce(figures)
+            slowest = straggler_in_words(reduced)
+            figures = {f"train/{name}": value for name, value in reduced.items()}
+            self.monitor.scalars(figures, step, step * train.global_batch_size)
             if figures["train/skipped_samples"]:
                 self.quarantine.collect(self.monitor, step, step * train.global_batch_size)
             self.progress.update(
@@ -264,6 +269,7 @@ class Training:
                 loss=figures["train/loss"],
                 **{label: figures[f"train/{name}"] for label, name in self.wiring.shown.items()},
                 per_s=figures["train/samples_per_second"],
+                **({"slowest": slowest} if slowest else {}),
             )
         ends_epoch = step % self.steps_per_epoch == 0
         if (
@@ -271,7 +277,8 @@ class Training:
             or (not train.save_every and ends_epoch)
             or step == self.last_step
         ):
-            self._checkpoint()
+            with self.window.saving():
+                self._checkpoint()
 
     # ---- state -----------------------------------------------------------------------------------
 
@@ -343,6 +350,12 @@ class Training:
         process_group.first_rank(replace_folder, folder, write)
 
     # ---- evaluation ------------------------------------------------------------------------------
+
+    def _evaluation_is_due(self) -> bool:
+        """Between two epochs, by train.evaluate_every."""
+        epochs, inside = divmod(self.engine.step, self.steps_per_epoch)
+        every = self.config.train.evaluate_every
+        return bool(every and epochs and not inside and epochs % every == 0)
 
     def _evaluate(self, final: bool = False, seconds: float = 0.0) -> dict[str, Any]:
         """Judge the present weights; keep the best adapter; at the end, write results.json."""

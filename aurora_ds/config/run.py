@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from aurora_ds.config.section import Section
 
@@ -64,4 +64,8 @@ class MonitorConfig(Section):
 
     tensorboard: bool = True
     log_every: PositiveInt = 10
+    profile_steps: list[PositiveInt] = Field(
+        [], description="optimizer steps of which torch's profiler leaves a trace in OUTPUT/profile, e.g. [20, 22]"
+    )
+    profile_ranks: list[NonNegativeInt] = Field([0], description="ranks that are traced")
     gallery_queries: int = Field(8, ge=0, description="queries in the top-5 picture grid; 0: none")

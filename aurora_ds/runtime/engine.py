@@ -26,6 +26,7 @@ from aurora_ds.runtime import process_group
 from aurora_ds.runtime.partitions import MOMENTS, Partitions
 from aurora_ds.runtime.schedule import learning_rate
 from aurora_ds.runtime.settings import resolve_settings
+from aurora_ds.runtime.timing import StepTimes
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Bucket sizes in elements. DeepSpeed's default of 5e8 reserves 2 GB for gradients that take about 1 MB here.
@@ -66,6 +67,7 @@ class Engine:
         self.dtype = _DTYPES[config.precision]
         self.trainables = {name: value for name, value in task.named_parameters() if value.requires_grad}
         self.partitions = Partitions(deepspeed_engine, self.trainables)
+        self.times = StepTimes(self.device)
         self.step = 0
         self._micro_step = 0
 
@@ -132,11 +134,16 @@ class Engine:
         `loss` is the mean over this rank's micro-batch; gradients are averaged over micro-batches and ranks.
         Returns None between boundaries. `measure_update` adds ||new - old|| / ||old|| over the trainables.
         """
-        self.deepspeed.backward(loss)
-        if not self.at_boundary:
+        with self.times.part("backward"):
+            self.deepspeed.backward(loss)
+        with self.times.part("optimizer"):
+            if self.at_boundary:
+                return self._update(measure_update)
             self.deepspeed.step()
             self._micro_step += 1
             return None
+
+    def _update(self, measure_update: bool) -> StepReport:
         self._micro_step = 0
         lr = learning_rate(self.step, self.config, self.total_steps, self.steps_per_epoch)
         for group in self.deepspeed.optimizer.param_groups:

@@ -13,33 +13,49 @@ from pathlib import Path
 from typing import Any, TextIO
 
 FILE = "metrics.jsonl"
+# Beginning of the names of an evaluation's figures.
+EVALUATION = "eval/"
 
 
 class MetricsLog:
     """The open file of one run. Appends; what is written is out of this process after every line."""
 
-    def __init__(self, output: str | Path, resume_step: int | None = None) -> None:
-        """`resume_step`: lines of later steps are dropped; None: all of them are, the run begins anew.
+    def __init__(
+        self, output: str | Path, resume_step: int | None = None, evaluates_again: bool = False
+    ) -> None:
+        """`resume_step`: lines of later steps are dropped, and with `evaluates_again` evaluations at that step, too;
+        None: all lines are, the run begins anew.
 
         Raises OSError when the folder cannot be written to.
         """
         path = Path(output) / FILE
-        kept = [] if resume_step is None else [line for line in read(path) if line["step"] <= resume_step]
+        lines = [] if resume_step is None else read(path)
+        kept = [line for line in lines if _stays(line, resume_step, evaluates_again)]
+        self._kept = [line for line in kept if line["step"] == resume_step]
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{FILE}")
         temporary.write_text("".join(f"{json.dumps(line)}\n" for line in kept), encoding="utf-8")
         os.replace(temporary, path)
         self._file: TextIO = path.open("a", encoding="utf-8")
 
-    def write(self, step: int, samples: int | None, figures: dict[str, float]) -> None:
+    def write(self, step: int, samples: int | None, figures: dict[str, float | str]) -> None:
         """One line. Raises OSError when the disk is full."""
         place = {"step": step} if samples is None else {"step": step, "samples": samples}
         self._file.write(f"{json.dumps(place | figures)}\n")
         self._file.flush()
 
+    def kept(self) -> list[dict[str, Any]]:
+        """The lines of the step that the run was resumed after, as they stood when the file was opened."""
+        return self._kept
+
     def close(self) -> None:
         """Safe to call twice."""
         self._file.close()
+
+
+def _stays(line: dict[str, Any], resume_step: int, evaluates_again: bool) -> bool:
+    again = evaluates_again and any(name.startswith(EVALUATION) for name in line)
+    return line["step"] < resume_step or (line["step"] == resume_step and not again)
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:

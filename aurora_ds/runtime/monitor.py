@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
 from aurora_ds.runtime import process_group
@@ -37,47 +38,47 @@ class Monitor:
         enabled: bool = True,
         resume_step: int | None = None,
         resume_samples: int | None = None,
+        evaluates_again: bool = False,
     ) -> None:
-        """`resume_step`, `resume_samples`: the position of the checkpoint resumed from; later events are hidden."""
+        """`resume_step`, `resume_samples`: the position of the checkpoint resumed from; later events are hidden.
+        `evaluates_again`: an evaluation at that position, too, since the run makes it once more."""
         self.folder = Path(output) / FOLDER
         self._by_step: Any = None
         self._by_samples: Any = None
         self._log: MetricsLog | None = None
 
         def open_files() -> None:
-            self._log = MetricsLog(output, resume_step)
+            self._log = MetricsLog(output, resume_step, evaluates_again)
             if enabled:
                 self._by_step = _writer(self.folder / "by_step", resume_step)
                 self._by_samples = _writer(self.folder / "by_samples", resume_samples)
+                for line in self._log.kept():
+                    figures = {name: value for name, value in line.items() if name not in ("step", "samples")}
+                    self._draw(figures, line["step"], line.get("samples"))
 
         if process_group.rank() == 0:
             self._write(open_files)
 
-    def scalars(
-        self,
-        values: dict[str, float],
-        step: int,
-        samples: int | None = None,
-        reduce: dict[str, str] | None = None,
-    ) -> dict[str, float]:
-        """Write figures at `step`, and at `samples` when given. Returns them as written.
-
-        `reduce` maps names to 'mean', 'sum' or 'max' over ranks (collective then: every rank calls with the same
-        names); other values are rank 0's own. Values that are not finite are written as they are.
-        """
-        reduced = process_group.reduce_numbers(values, reduce or {})
+    def scalars(self, values: dict[str, float | str], step: int, samples: int | None = None) -> None:
+        """Write figures at `step`, and at `samples` when given. Values that are not finite are written as they are;
+        words (the name of a host) only go into metrics.jsonl."""
 
         def write() -> None:
             if self._log is not None:
-                self._log.write(step, samples, reduced)
-            if self._by_step is not None:
-                for name, value in reduced.items():
-                    self._by_step.add_scalar(name, value, step)
-                    if samples is not None:
-                        self._by_samples.add_scalar(name, value, samples)
+                self._log.write(step, samples, values)
+            self._draw(values, step, samples)
 
         self._write(write)
-        return reduced
+
+    def _draw(self, values: dict[str, float | str], step: int, samples: int | None) -> None:
+        if self._by_step is None:
+            return
+        for name, value in values.items():
+            if isinstance(value, str):
+                continue
+            self._by_step.add_scalar(name, value, step)
+            if samples is not None:
+                self._by_samples.add_scalar(name, value, samples)
 
     def text(self, tag: str, content: str, step: int = 0) -> None:
         """A text, shown as a code block (the configuration as YAML)."""
@@ -140,10 +141,27 @@ class Monitor:
             )
 
 
+def memory() -> dict[str, float]:
+    """MiB of this rank: its process now and at most so far; on a GPU what tensors took of it at most so far, and what
+    torch has reserved. Worker processes that load data are not in it."""
+    found = {
+        "memory/process_mb": psutil.Process().memory_info().rss / 2**20,
+        "memory/process_peak_mb": _process_peak_mb(),
+    }
+    if process_group.device().type == "cuda":
+        found["memory/device_peak_mb"] = memory_mb()
+        found["memory/device_reserved_mb"] = torch.cuda.memory_reserved() / 2**20
+    return found
+
+
 def memory_mb() -> float:
     """Peak memory of this rank in MiB: allocated GPU memory, or the process's resident set on the CPU."""
     if process_group.device().type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
+    return _process_peak_mb()
+
+
+def _process_peak_mb() -> float:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # Linux counts in KiB, macOS in bytes.
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
@@ -152,11 +170,12 @@ def memory_mb() -> float:
 def _writer(folder: Path, resumed_at: int | None) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
-    # TensorBoard hides earlier events from `purge_step` on; the step of the checkpoint itself was written and
-    # stays. A run that begins anew in a folder that a killed one left hides all of them.
+    # TensorBoard hides earlier events from `purge_step` on. Those at the step of the checkpoint itself are hidden too,
+    # because an evaluation may be made again there; what stays is drawn once more. A run that begins anew in a folder
+    # that a killed one left hides everything.
     begun = folder.is_dir() and any(folder.iterdir())
     beginning = 0 if begun else None
-    return SummaryWriter(str(folder), purge_step=beginning if resumed_at is None else resumed_at + 1)
+    return SummaryWriter(str(folder), purge_step=beginning if resumed_at is None else resumed_at)
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:

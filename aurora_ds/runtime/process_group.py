@@ -176,23 +176,14 @@ def broadcast_tensors(tensors: dict[str, torch.Tensor] | None, source: int = 0) 
     return received
 
 
-def reduce_numbers(values: dict[str, float], how: dict[str, str]) -> dict[str, float]:
-    """Reduce named numbers over ranks: `how[name]` is 'mean', 'sum' or 'max'; names without an entry stay local.
-
-    Collective when `how` is not empty. Every rank must hold the same names under `how`.
-    """
-    wanted = sorted(name for name in how if name in values)
-    if world_size() == 1 or not wanted:
-        return dict(values)
-    local = torch.tensor([float(values[name]) for name in wanted], dtype=torch.float64, device=device())
-    gathered = [torch.empty_like(local) for _ in range(world_size())]
-    dist.all_gather(gathered, local)
-    table = torch.stack(gathered)  # (ranks, names)
-    columns = {"mean": table.mean(0), "sum": table.sum(0), "max": table.max(0).values}
-    reduced = dict(values)
-    for column, name in enumerate(wanted):
-        reduced[name] = float(columns[how[name]][column])
-    return reduced
+def gather_numbers(values: list[float]) -> list[list[float]]:
+    """The rows of all ranks, by rank, on every rank, exactly. Collective; every row has the same length."""
+    if world_size() == 1 or not values:
+        return [values] * world_size()
+    row = torch.tensor(values, dtype=torch.float64, device=device())
+    table = torch.empty(world_size() * len(values), dtype=torch.float64, device=device())
+    dist.all_gather_into_tensor(table, row)
+    return table.view(world_size(), -1).tolist()
 
 
 def any_rank(here: bool) -> bool:

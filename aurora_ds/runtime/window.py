@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -17,16 +19,25 @@ class Window:
     def _reset(self) -> None:
         self.losses: dict[str, Tensor] = {}
         self.count = self.skipped = 0
-        self.waited, self.since, self._began = 0.0, time.perf_counter(), 0.0
+        self.waited = self.saved = 0.0
+        self.since = time.perf_counter()
 
-    def waiting(self) -> Window:
-        return self
+    def timed(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """The same batches; what this rank waits for each is summed, without what it then waits for other ranks."""
+        while True:
+            began = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - began
+            if batch is None:
+                return
+            yield batch
 
-    def __enter__(self) -> None:
-        self._began = time.perf_counter()
-
-    def __exit__(self, *error: object) -> None:
-        self.waited += time.perf_counter() - self._began
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """What happens inside is the writing of a checkpoint."""
+        began = time.perf_counter()
+        yield
+        self.saved += time.perf_counter() - began
 
     def add(self, losses: dict[str, Tensor], batch: dict[str, Any]) -> None:
         for name, value in losses.items():
@@ -41,6 +52,7 @@ class Window:
         result |= {
             "samples_per_second": self.count * global_batch_size / elapsed,
             "data_wait_share": self.waited / elapsed,
+            "time/saving": self.saved / self.count,
             "skipped_samples": float(self.skipped),
         }
         self._reset()

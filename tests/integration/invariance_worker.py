@@ -118,10 +118,9 @@ def run(variant: str) -> dict[str, torch.Tensor]:
         for batch in micro_batches(global_batch(step), config.train.accumulation):
             batch = own_rows(batch, process_group.rank(), process_group.world_size())
             losses = engine.forward(batch, what="loss", step=step, alpha=0.4)
-            means = process_group.reduce_numbers(
-                {n: float(v) for n, v in losses.items()}, dict.fromkeys(losses, "mean")
-            )
-            total = {name: total.get(name, 0.0) + value for name, value in means.items()}
+            table = process_group.gather_numbers([float(value) for value in losses.values()])
+            for name, column in zip(losses, zip(*table, strict=True), strict=True):
+                total[name] = total.get(name, 0.0) + sum(column) / len(column)
             engine.backward_and_step(losses["loss"])
         found |= {
             f"{variant}/step{step}/{name}": torch.tensor(value / config.train.accumulation)

@@ -37,10 +37,9 @@ def keep_losses(kept: list[float]) -> None:
     """The loss of every step, the mean over ranks, goes into `kept`."""
     scalars = Monitor.scalars
 
-    def log(self: Monitor, figures: dict[str, float], *arguments: Any) -> dict[str, float]:
-        found = scalars(self, figures, *arguments)
-        kept.extend(found[name] for name in ("train/loss",) if name in found)
-        return found
+    def log(self: Monitor, figures: dict[str, Any], *arguments: Any) -> None:
+        scalars(self, figures, *arguments)
+        kept.extend(figures[name] for name in ("train/loss",) if name in figures)
 
     Monitor.scalars = log
 

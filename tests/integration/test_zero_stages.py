@@ -132,12 +132,12 @@ def test_one_rank_that_fails_stops_all_with_its_reason(exchange) -> None:
         assert "is a file" in together["claim"]
 
 
-def test_rank_0_looks_for_all_and_numbers_are_reduced(exchange) -> None:
+def test_rank_0_looks_for_all_and_numbers_are_gathered(exchange) -> None:
     for rank, report in enumerate(reports(exchange[0])):
         together = report["together"]
         assert together["found"] == "step-00000004" and together["object"] == {"from": 0}
         assert together["tensor"] == [1.5, 2.5]
-        assert together["reduced"] == {"wait": 0.5, "samples": 8.0, "memory": 11.0, "own": float(rank)}
+        assert together["numbers"] == [[0.0, 0.1], [1.0, 1.1]]
 
 
 def test_torchrun_and_a_plain_process_start_and_stop_cleanly(repository: Path) -> None:

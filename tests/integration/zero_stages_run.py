@@ -92,10 +92,7 @@ def together(exchange: Path, settings_folder: Path) -> dict:
         "tensor": process_group.broadcast_tensors({"a": torch.tensor([1.5, 2.5])} if rank == 0 else None)[
             "a"
         ].tolist(),
-        "reduced": process_group.reduce_numbers(
-            {"wait": float(rank), "samples": 4.0, "memory": 10.0 + rank, "own": float(rank)},
-            {"wait": "mean", "samples": "sum", "memory": "max"},
-        ),
+        "numbers": process_group.gather_numbers([float(rank), 0.1 + rank]),
     }
     engine.close()
     return report

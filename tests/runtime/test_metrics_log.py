@@ -54,6 +54,6 @@ def test_a_disk_that_refuses_ends_the_monitoring_with_a_warning_and_not_the_run(
 
     monkeypatch.setattr(monitor._log, "write", full)
     with pytest.warns(UserWarning, match="no longer written.*No space left"):
-        assert monitor.scalars({"loss": 2.0}, step=1) == {"loss": 2.0}
-    assert monitor.scalars({"loss": 3.0}, step=2) == {"loss": 3.0}
+        monitor.scalars({"loss": 2.0}, step=1)
+    monitor.scalars({"loss": 3.0}, step=2)
     monitor.close()
