@@ -13,6 +13,8 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from aurora_ds.quickstart.scenes import Group, Scene
 
+Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of a picture
+
 SIDE = 60  # pixels of a picture
 _OVER = 3  # supersampling
 
@@ -172,8 +174,9 @@ def places(group: Group) -> list[tuple[float, float]]:
 
 def _paint(
     picture: np.ndarray, group: Group, place: tuple[float, float], look: Look, generator: np.random.Generator
-) -> None:
-    """Paints one object with its shadow into `picture` (side, side, 3), in place."""
+) -> np.ndarray:
+    """Paints one object with its shadow into `picture` (side, side, 3), in place. Returns left, top, right and bottom
+    of the object without its shadow, also where it reaches past the picture or is painted over later."""
     whole = picture.shape[0]
     size = group.size * whole * generator.uniform(0.94, 1.06)
     # Only a window around the object is touched: painting is most of the work.
@@ -185,12 +188,14 @@ def _paint(
     tones_image = Image.new("F", (window, window), 0.0)
     mask = Image.new("L", (window, window), 0)
     draw_tones, draw_mask = ImageDraw.Draw(tones_image), ImageDraw.Draw(mask)
+    corners = []
     for outline, tone in _PARTS[group.kind]:
         centred = [(x - 0.5, y - 0.5) for x, y in outline]
         points = [
             (left + size * (0.5 + cosine * x - sine * y), top + size * (0.5 + sine * x + cosine * y))
             for x, y in centred
         ]
+        corners += [(x + origin_x, y + origin_y) for x, y in points]
         draw_mask.polygon(points, fill=0 if tone is None else 255)
         if tone is not None:
             draw_tones.polygon(points, fill=tone)
@@ -228,16 +233,26 @@ def _paint(
     part += alpha[inside] * (surface[inside] - part)
     if look.outline:
         part *= 1 - look.outline * np.clip(edge, 0, 1)[inside]
+    return np.concatenate([np.min(corners, axis=0), np.max(corners, axis=0)])
 
 
 def render(scene: Scene, look: Look) -> Image.Image:
     """The picture of a scene: RGB, SIDE x SIDE. All randomness comes from `scene.seed`."""
+    return render_with_boxes(scene, look)[0]
+
+
+def render_with_boxes(scene: Scene, look: Look) -> tuple[Image.Image, list[Box]]:
+    """`render`, and the box of each group in pixels: all of its objects, also what another group covers of them."""
     generator = np.random.default_rng(scene.seed)
     side = SIDE * _OVER
     picture = _background(scene, look, generator, side)
+    boxes: list[Box] = []
     for group in scene.groups:
-        for place in places(group):
-            _paint(picture, group, place, look, generator)
+        painted = (
+            np.stack([_paint(picture, group, place, look, generator) for place in places(group)]) / _OVER
+        )
+        whole = np.concatenate([painted[:, :2].min(0), painted[:, 2:].max(0)]).clip(0, SIDE)
+        boxes.append(tuple(whole.tolist()))
     picture = picture.reshape(SIDE, _OVER, SIDE, _OVER, 3).mean((1, 3))
     picture = picture * generator.uniform(0.88, 1.10)  # exposure
     picture = np.clip(picture, 0, 1) @ np.asarray(look.cast, np.float32).T + np.asarray(
@@ -254,4 +269,4 @@ def render(scene: Scene, look: Look) -> Image.Image:
         ImageFilter.GaussianBlur(generator.uniform(*look.blur))
     )
     grain = generator.normal(0, generator.uniform(*look.grain), (SIDE, SIDE, 1))
-    return Image.fromarray((np.clip(np.asarray(smooth) / 255 + grain, 0, 1) * 255).astype(np.uint8))
+    return Image.fromarray((np.clip(np.asarray(smooth) / 255 + grain, 0, 1) * 255).astype(np.uint8)), boxes

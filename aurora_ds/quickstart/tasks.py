@@ -10,7 +10,7 @@ from pathlib import Path
 
 from aurora_ds.data.convert import convert
 from aurora_ds.errors import AuroraError
-from aurora_ds.quickstart import clips, pairs, questions, world
+from aurora_ds.quickstart import clips, pairs, pointing, questions, world
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ DATA: dict[str, Callable[..., Mapping[str, int]]] = {
     "clips": clips.write,
     "captions": world.write,
     "pairs": pairs.write,
+    "phrases": pointing.write,
 }
 TASKS = {
     "vqa": WorldTask("vqa_world", "questions", "questions"),
