@@ -60,4 +60,5 @@ def run(head: str, setting: dict) -> dict[str, torch.Tensor]:
 def test_cut_parameters_give_the_same_numbers(head):
     whole, cut = (run(head, setting) for setting in STAGES.values())
     assert whole["loss 2"] < whole["loss 0"]
-    torch.testing.assert_close(cut, whole, rtol=1e-4, atol=1e-5)
+    # half a percent of a step: Adam divides a small gradient by its size, and its rounding with it
+    torch.testing.assert_close(cut, whole, rtol=1e-4, atol=5e-5)
