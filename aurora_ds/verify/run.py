@@ -11,10 +11,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from aurora_ds.errors import AuroraError
-from aurora_ds.verify import blip, blip_language, eve, eve_rules, rules
+from aurora_ds.verify import blip, blip_language, eve, eve_rules, mplug_grounding, rules
 from aurora_ds.verify.golden import Check, Golden
 
 BY_CASE = blip_language.CASES | eve.CASES
+BY_KIND = mplug_grounding.CASES  # what goldens of mPLUG say instead
 
 
 def check_folder(path: Path) -> list[Check]:
@@ -30,6 +31,7 @@ def check_folder(path: Path) -> list[Check]:
         return recorded_rules
     golden = Golden.read(path)
     case = blip.case_of(golden) or BY_CASE.get(golden.config.get("case", ""))
+    case = case or BY_KIND.get(golden.config.get("kind", ""))
     if case is None:
         raise AuroraError(
             f"{path} describes case '{golden.config.get('case')}', which this release cannot build. It knows: "
