@@ -1,4 +1,4 @@
-"""`aurora-ds verify` on recorded visual grounding: all within tolerance, in double precision too; a wrong weight is found."""
+"""`aurora-ds verify` on recorded grounding: all within tolerance, in double precision too; wrong weights are found."""
 
 from __future__ import annotations
 
