@@ -30,7 +30,7 @@ from aurora_ds.report import attach_report, hyperparameters
 from aurora_ds.runtime import changes, checkpoint, failure, inspection, process_group
 from aurora_ds.runtime.engine import Engine, StepReport, build
 from aurora_ds.runtime.guards import Guards, NotFinite
-from aurora_ds.runtime.heartbeat import Heartbeat
+from aurora_ds.runtime.heartbeat import BACKWARD, FORWARD, SAVING, Heartbeat
 from aurora_ds.runtime.monitor import Monitor, memory, memory_mb
 from aurora_ds.runtime.progress import Progress
 from aurora_ds.runtime.quarantine import Quarantine
@@ -64,7 +64,7 @@ def run(
     Raises: AuroraError for wrong input and wrong state; the last good checkpoint is kept.
     """
     failure.record_collectives(output)
-    process_group.start()
+    process_group.start(config.train.collective_timeout_seconds)
     stop = StopRequest()
     try:
         assembled = build_task(config)
@@ -84,7 +84,13 @@ def run(
                 stop.listening(),
                 failure.reporting(output),
                 process_group.explaining_lost_ranks(),
-                Heartbeat(output, stop) as heartbeat,
+                Heartbeat(
+                    output,
+                    stop,
+                    config.train.collective_timeout_seconds,
+                    config.train.unreachable_seconds,
+                    partial(failure.write, output),
+                ) as heartbeat,
             ):
                 # a checkpoint has what became of the adapter, which may be gone by now
                 found = checkpoint.find(output, resume, own_checkpoint(output))
@@ -214,7 +220,7 @@ class Training:
             self.heartbeat.at("waiting for data", self.engine.step + 1)
             with self.times.part("data"):
                 batch = self.quarantine.next(batches)
-            self.heartbeat.at("forward")
+            self.heartbeat.at(FORWARD)
             process_group.seed_step(self.config.seed, self.engine.step, micro)
             with self.times.part("forward"):
                 losses = self.engine.forward(
@@ -224,7 +230,7 @@ class Training:
                 )
             with self._kept_for_inspection(self.engine.step + 1, batch, losses):
                 self.guards.check_losses(losses, batch["keys"], self.engine.step + 1)
-            self.heartbeat.at("backward and update")
+            self.heartbeat.at(BACKWARD)
             measure = (self.engine.step + 1) % self.config.monitor.log_every == 0
             report = self.engine.backward_and_step(losses["loss"], measure_update=measure)
             self.window.add(losses, batch)
@@ -309,7 +315,7 @@ class Training:
         return changed
 
     def _checkpoint(self) -> None:
-        self.heartbeat.at("saving", self.engine.step)
+        self.heartbeat.at(SAVING, self.engine.step)
         state = {
             "epoch": self.engine.step // self.steps_per_epoch,
             "cursor": {

@@ -46,6 +46,13 @@ class TrainConfig(Section):
     moved_after: PositiveInt = Field(
         20, description="steps after which every trainable must have changed, or the run stops"
     )
+    collective_timeout_seconds: PositiveFloat = Field(
+        1800.0, description="a rank that waits longer for the others, all of them being alive, ends the run"
+    )
+    unreachable_seconds: PositiveFloat = Field(
+        30.0,
+        description="without a sign of life from another host for so long, the run ends; shorter cuts pass",
+    )
 
 
 class EvalConfig(Section):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from aurora_ds import arguments
 from aurora_ds.multinode.supervise import Launch, supervise
+from aurora_ds.recipe import load_config
 
 _ABOUT = """Train on the hosts of a host file, through the `deepspeed` launcher, and start again what fails.
 
@@ -64,11 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     known = arguments.parse(parser, train)  # a mistyped option ends here, and not on every host
 
     def command() -> int:
-        return supervise(
-            Launch(chosen.hostfile, train, known.output, chosen.master_addr, chosen.master_port),
-            chosen.max_restarts,
-            chosen.grace,
-        )
+        # a mistake in the settings ends here, too
+        unreachable = load_config(known.recipe, known.overrides).train.unreachable_seconds
+        place = (chosen.hostfile, train, known.output, chosen.master_addr, chosen.master_port, unreachable)
+        return supervise(Launch(*place), chosen.max_restarts, chosen.grace)
 
     return arguments.finish(command, debug=getattr(known, "debug", False))
 

@@ -4,6 +4,7 @@ of ours must be there, only the interpreter."""
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import socket
 import subprocess
@@ -13,10 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
+_ALIVE_SECONDS, _ALIVE_COUNT = 10, 3
 # no question is asked, and a host that went away is noticed within half a minute
 OPTIONS = (
     *("-o", "BatchMode=yes", "-o", "ConnectTimeout=10"),
-    *("-o", "ServerAliveInterval=10", "-o", "ServerAliveCountMax=3"),
+    *("-o", f"ServerAliveInterval={_ALIVE_SECONDS}", "-o", f"ServerAliveCountMax={_ALIVE_COUNT}"),
 )
 NOT_CONNECTED = 255  # ssh's own exit status
 NO_PROGRAM = (126, 127)  # the shell's, when the interpreter is not there
@@ -35,6 +37,16 @@ class Answer:
 def command(host: str | None, program: Sequence[str]) -> list[str]:
     """The command line that runs `program` on a host; None is this machine."""
     return list(program) if host is None else ["ssh", *OPTIONS, host, shlex.join(program)]
+
+
+def lasting(seconds: float) -> list[str]:
+    """OPTIONS for connections that outlast a network that is cut for so long."""
+    count = max(_ALIVE_COUNT, math.ceil(seconds / _ALIVE_SECONDS) + 1)
+    return [
+        "-o",
+        f"ServerAliveCountMax={count}",
+        *OPTIONS,
+    ]  # of an option that is given twice ssh takes the first
 
 
 def run_python(host: str | None, source: str, arguments: Sequence[str], seconds: float) -> Answer:

@@ -33,13 +33,15 @@ _REASON = re.compile(r"^pdsh@.*: ssh exited with|aurora-ds( \(rank \d+\))?: |^(\
 
 @dataclass
 class Launch:
-    """One training command on the hosts of a file. `train`: arguments of `aurora-ds train`, `output` among them."""
+    """One training command on the hosts of a file. `train`: arguments of `aurora-ds train`, `output` among them.
+    `unreachable`: seconds for which the network may be cut, as `train.unreachable_seconds`."""
 
     hostfile: Path
     train: Sequence[str]
     output: Path
     master_address: str | None = None
     master_port: int = 29500
+    unreachable: float = 30.0
     name: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def __post_init__(self) -> None:
@@ -61,7 +63,9 @@ class Launch:
         path = self.output.absolute() / variables.FILE
         wanted = variables.for_ranks(os.environ, variables.users_own()) | {launched.VARIABLE: self.name}
         variables.write(path, wanted)
-        options = " ".join([os.environ.get("PDSH_SSH_ARGS_APPEND", ""), *ssh.OPTIONS]).strip()
+        options = " ".join(
+            [os.environ.get("PDSH_SSH_ARGS_APPEND", ""), *ssh.lasting(self.unreachable)]
+        ).strip()
         # a session of its own: the launcher answers Ctrl-C by ending every DeepSpeed run on every host
         return subprocess.Popen(
             self.command(resume),

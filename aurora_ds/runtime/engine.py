@@ -332,6 +332,7 @@ def build(
     deepspeed_engine, *_ = deepspeed.initialize(
         model=task, optimizer=optimizer, model_parameters=trainables, config=settings
     )
+    process_group.limit_all(config.collective_timeout_seconds)
     for parameter in scalars:
         if hasattr(parameter, "ds_shape"):
             parameter.ds_shape = torch.Size([])

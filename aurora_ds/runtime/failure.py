@@ -43,9 +43,12 @@ def reporting(output: str | Path) -> Iterator[None]:
     try:
         yield
     except process_group.LostRank as error:
-        written = write(output, error)
+        written, late = write(output, error), ""
+        if isinstance(error, process_group.CollectiveTimeout):
+            missing = heartbeat.not_there(heartbeat.read(output), process_group.collectives())
+            late = f"{missing[2:3].upper()}{missing[3:]}. " if missing else ""
         raise AuroraError(
-            f"{error} Last signs of life: {heartbeat.in_words(output)}. More is in {written}."
+            f"{error} {late}Last signs of life: {heartbeat.in_words(output)}. More is in {written}."
         ) from error
     except Exception as error:
         if not isinstance(error, AuroraError):  # those say in a paragraph what is wrong and what to do

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.distributed_c10d as c10d
 
 from aurora_ds.errors import AuroraError
 from aurora_ds.kernels import choice, compiled
@@ -26,13 +27,19 @@ _LOST_CONNECTION = (
     "Connection closed by peer",
     "Connection reset by peer",
     "Broken pipe",
-    "Timed out waiting",
+    "Connection timed out",
+    "No route to host",
 )
+_TIMED_OUT = "Timed out waiting"
 _LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 class LostRank(AuroraError):
-    """Another rank ended in the middle of a collective."""
+    """Another rank ended in the middle of a collective, or cannot be reached."""
+
+
+class CollectiveTimeout(LostRank):
+    """Another rank did not come to a collective in time."""
 
 
 def device() -> torch.device:
@@ -44,9 +51,10 @@ def device() -> torch.device:
     return torch.device("cuda", local_rank())
 
 
-def start(timeout_minutes: float = 30.0) -> None:
+def start(timeout_seconds: float = 1800.0) -> None:
     """Join the process group that the launcher describes, or make one of size 1. Does nothing when already started.
 
+    A collective that a rank does not come to within `timeout_seconds` fails on the others (`explaining_lost_ranks`).
     Raises AuroraError when the launcher's variables are incomplete or the machine has fewer GPUs than ranks.
     """
     if dist.is_initialized():
@@ -69,7 +77,7 @@ def start(timeout_minutes: float = 30.0) -> None:
             )
         torch.cuda.set_device(here)
     backend = "nccl" if here.type == "cuda" else "gloo"
-    timeout = timedelta(minutes=timeout_minutes)
+    timeout = timedelta(seconds=timeout_seconds)
     if launched:
         interface.tell_gloo()
         # Without device_id NCCL guesses each rank's device at the first barrier, and warns that it may hang.
@@ -83,6 +91,18 @@ def start(timeout_minutes: float = 30.0) -> None:
     if here.type == "cuda":
         compiled.use_own_folder()
         choice.agree()
+
+
+def limit_all(timeout_seconds: float) -> None:
+    """The timeout of `start` for the groups that a library has made since: a group is born with torch's own."""
+    for group in list(c10d._world.pg_map):
+        dist.set_timeout(timedelta(seconds=timeout_seconds), group)
+
+
+def collectives() -> int:
+    """How many collective calls this rank has begun, over all groups: who waits in one has begun more than those who
+    did not come to it."""
+    return sum(group._get_sequence_number_for_group() for group in list(c10d._world.pg_map))
 
 
 def stop() -> None:
@@ -108,6 +128,12 @@ def explaining_lost_ranks() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if world_size() > 1 and _TIMED_OUT in str(error):
+            raise CollectiveTimeout(
+                f"Rank {rank()} waited in vain for another rank in a collective call, for as long as "
+                "train.collective_timeout_seconds allows. Nothing that was saved is lost: find out what keeps that "
+                "rank, or allow more time, and start training again with --resume auto."
+            ) from error
         lost = isinstance(error, dist.DistError) or any(sign in str(error) for sign in _LOST_CONNECTION)
         if world_size() == 1 or not lost:
             raise

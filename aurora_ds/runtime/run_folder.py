@@ -48,6 +48,8 @@ FREE_TO_CHANGE = (
     "train.keep_last",
     "train.evaluate_every",
     "train.moved_after",
+    "train.collective_timeout_seconds",
+    "train.unreachable_seconds",
     "evaluate.",
     "monitor.",
 )
