@@ -26,6 +26,7 @@ from aurora_ds.runtime.metrics_log import FILE, read
 
 pytestmark = pytest.mark.slow
 SHORT = (*NO_DROPOUT, "train.epochs=1")
+LONGER = "train.epochs=5"  # not over before a rank of it is found and killed
 
 
 @pytest.fixture(scope="module")
@@ -149,17 +150,19 @@ def test_torchrun_on_two_hosts_starts_the_same_run(
 
 
 def test_a_rank_that_is_killed_on_another_host_is_started_again(
-    whole: Path, multinode, hosts: Hosts, tmp_path: Path
+    train, multinode, hosts: Hosts, tmp_path: Path
 ) -> None:
+    whole = tmp_path / "whole"
+    train(whole, *NO_DROPOUT, LONGER)
     output = tmp_path / "run"
-    run = multinode(output, "train.save_every=1", own=("--max-restarts", 2))
+    run = multinode(output, LONGER, "train.save_every=1", own=("--max-restarts", 2))
     wait_for(lambda: steps_done(output) >= 2, run)
     first = of_launch(output)
     rank_on(output, hosts[1]).kill()
     assert run.wait() == [0], run.output()[-6000:]
     said = run.output()
     assert (
-        "train_multinode: launch 1 ended with status" in said and "restart 1 of 2, from step-0000000" in said
+        "train_multinode: launch 1 ended with status" in said and "restart 1 of 2, from step-000000" in said
     )
     assert "pdsh@host1: host2: ssh exited with" in said  # which host
     assert "resumed after step" in said

@@ -20,7 +20,7 @@ from aurora_ds.runtime.metrics_log import FILE, read
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # a requeued job waits before it starts
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol")
-SHORT = (*NO_DROPOUT, "train.epochs=1")
+SETTINGS = (*NO_DROPOUT, "train.epochs=10")  # seconds, so that it can be told to end
 
 
 class Slurm:
@@ -79,7 +79,7 @@ class Slurm:
             recipe,
             "--output",
             output,
-            *SHORT,
+            *SETTINGS,
             *arguments,
         ]
         said = self.on(0, "sbatch", "--parsable", *options, f"--output={log}", *script)
@@ -94,7 +94,7 @@ class Slurm:
         while not condition():
             said = log.read_text()[-6000:] if log is not None and log.exists() else ""
             assert time.monotonic() < end, f"waited in vain for {seconds} s\n{said}\n{self.on(0, 'squeue')}"
-            time.sleep(0.5)
+            time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterato
 def whole(train, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of one process, on this machine."""
     output = tmp_path_factory.mktemp("whole") / "run"
-    train(output, *SHORT)
+    train(output, *SETTINGS)
     return output
 
 

@@ -20,7 +20,7 @@ read, seen = ShardReader.read, [0]
 def slow(self, split, medium):
     seen[0] += 1
     if os.environ["RANK"] == "1" and seen[0] == 10:
-        time.sleep(8)
+        time.sleep(16)
     return read(self, split, medium)
 
 ShardReader.read = slow
@@ -32,7 +32,7 @@ sys.exit(train.main(sys.argv[1:]))
 def test_the_rank_that_stalls_names_the_sample(launch, recipe: Path, tmp_path: Path) -> None:
     script, output = tmp_path / "stalled.py", tmp_path / "run"
     script.write_text(STALLED)
-    settings = ["data.slow_seconds=2", "data.decoded_mb=0", "train.max_steps=4"]
+    settings = ["data.slow_seconds=5", "data.decoded_mb=0", "train.max_steps=4"]
     run = launch([script, recipe, "--output", output, *settings], ranks=2)
     wait_for(lambda: "waiting for data" in run.output(), run)
     beats = {beat["rank"]: beat for beat in heartbeat.read(output)}
