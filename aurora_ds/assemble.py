@@ -23,11 +23,10 @@ from aurora_ds.presets import with_preset
 from aurora_ds.prompts import load_adapter
 from aurora_ds.prompts.adapter import attached_config, describe, read_adapter, with_context
 from aurora_ds.prompts.kernel_path import choose_kernels
+from aurora_ds.whole_model import FULL_FILE, RECORD_FILE
 from aurora_ds.wiring import of as wiring_of
 from aurora_ds.wiring.base import Wiring
 
-FULL_FILE = "backbone.safetensors"
-RECORD_FILE = "record.json"  # beside it: where it comes from
 _BANK = "prompts.banks.default."
 
 
@@ -100,21 +99,6 @@ def save_full(folder: Path, values: dict[str, Tensor], record: dict[str, Any]) -
     }
     save_file(tensors, folder / FULL_FILE)
     (folder / RECORD_FILE).write_text(json.dumps(record, indent=1), encoding="utf-8")
-
-
-def trained_frame_weights(checkpoint: str | None) -> str:
-    """The frame weights that a backbone was trained with, by the record that training or export left beside its file;
-    `off` for any other."""
-    place = Path(checkpoint or "")
-    path = (place if place.is_dir() else place.parent) / RECORD_FILE
-    if checkpoint is None or not place.exists() or not path.is_file():
-        return "off"
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:  # a file of that name that is none of ours
-        return "off"
-    ours = isinstance(record, dict) and str(record.get("format")).startswith("aurora_ds.")
-    return record.get("frame_weights", "off") if ours else "off"
 
 
 def copy_vocabulary(folder: Path, tokenizer: Tokenizer) -> None:

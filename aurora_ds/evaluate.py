@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from aurora_ds import arguments
-from aurora_ds.assemble import FULL_FILE, Assembled, build_task, load_trained, trained_frame_weights
+from aurora_ds.assemble import Assembled, build_task, load_trained
 from aurora_ds.config import RunConfig
 from aurora_ds.data.media import clip_window
 from aurora_ds.errors import AuroraError
@@ -28,6 +28,7 @@ from aurora_ds.prompts.adapter import TENSOR_FILE
 from aurora_ds.recipe import load_config
 from aurora_ds.runtime import checkpoint, process_group
 from aurora_ds.runtime.run_folder import replace_file
+from aurora_ds.whole_model import FULL_FILE, record_beside
 from aurora_ds.wiring.base import Evaluation, Wiring
 
 RESULTS_FILE = "results.json"
@@ -38,13 +39,16 @@ def results_record(
 ) -> dict[str, Any]:
     """What results.json says: the metrics, and everything a reader needs to place them."""
     data = assembled.config.data
+    # of the adapter's training, or of that of a whole model, which is judged as a backbone
+    whole = record_beside(assembled.config.backbone.checkpoint) or {}
+    shots = whole.get("shots") if adapter is None else data.shots
     return {
         "task": assembled.config.task,
         "split": data.eval_split,
         "metrics": {name: round(value, 4) for name, value in evaluation.metrics.items()},
         **provenance(assembled, adapter),
         **({"media": "blank"} if data.media == "blank" else {}),
-        **({"shots": data.shots} if adapter is not None and data.shots is not None else {}),
+        **({} if shots is None else {"shots": shots}),
         **({"window": data.video.window} if "clips" in evaluation.facts and clip_window(data.video) else {}),
         **evaluation.facts,
         "world_size": process_group.world_size(),
@@ -178,7 +182,8 @@ def judged_task(config: RunConfig, adapter: str | None, device: torch.device) ->
     if adapter is None and config.retrieval.frame_weights is None:
         # a backbone that was not trained with frame weights is not judged with them
         config = config.model_copy(deep=True)
-        config.retrieval.frame_weights = trained_frame_weights(config.backbone.checkpoint)
+        record = record_beside(config.backbone.checkpoint) or {}
+        config.retrieval.frame_weights = record.get("frame_weights", "off")
     assembled = build_task(config) if adapter is None else load_trained(config, adapter)
     task = assembled.task.to(device, _DTYPES[config.train.precision]).eval()
     if adapter is None and task.prompts is not None:

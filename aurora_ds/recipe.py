@@ -1,7 +1,8 @@
 """Recipes and overrides into a checked RunConfig: `load_config`, and back out: `to_yaml`, `fingerprint`.
 
 A recipe is a name in aurora_ds/recipes/ or a YAML path. Later layers win, key by key:
-defaults of config/ < sizes of a `builtin:` backbone < recipe < `dotted.key=value` overrides.
+defaults of config/ < sizes of the backbone < recipe < `dotted.key=value` overrides. Sizes are known of a `builtin:`
+backbone, and of a checkpoint that training or export has left with its record beside it.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from pydantic import BaseModel, ValidationError
 from aurora_ds.config import RunConfig
 from aurora_ds.contradictions import contradictions
 from aurora_ds.errors import AuroraError
+from aurora_ds.whole_model import record_beside
 
 RECIPES = Path(__file__).parent / "recipes"
 BUILTIN = "builtin:"
+SIZES = ("name", "vision", "text", "mplug", "eve", "embed_dim")  # of the section `backbone`
 _ASSETS = Path(__file__).parent / "quickstart" / "assets"
 BUILTIN_SIZES = {
     "builtin:world": _ASSETS / "backbone.json",
@@ -64,7 +67,7 @@ def _checked_config(base: _Layer, name: str, overrides: list[str]) -> RunConfig:
     layers = [base, *(_read_override(override) for override in overrides)]
     for layer in layers:
         _check_keys(layer)
-    sizes = _builtin_sizes(_merge(layers))
+    sizes = _backbone_sizes(_merge(layers))
     if sizes is not None:
         layers.insert(0, sizes)
     try:
@@ -146,12 +149,29 @@ def _read_override(override: str) -> _Layer:
     return _Layer(f"override `{override}`", value)
 
 
-def _builtin_sizes(values: dict) -> _Layer | None:
-    """Sizes of a `builtin:` backbone, so that its recipe does not repeat what its file says."""
+def _backbone_sizes(values: dict) -> _Layer | None:
+    """What is known of a backbone's sizes, so that its recipe does not repeat what is beside its file."""
     backbone = values.get("backbone")
     checkpoint = backbone.get("checkpoint") if isinstance(backbone, dict) else None
-    if not isinstance(checkpoint, str) or not checkpoint.startswith(BUILTIN):
+    if not isinstance(checkpoint, str):
         return None
+    if checkpoint.startswith(BUILTIN):
+        return _builtin_sizes(checkpoint)
+    described = ((record_beside(checkpoint) or {}).get("backbone") or {}).get("config")
+    return None if described is None else _Layer(f"the record beside {checkpoint}", _sizes(described))
+
+
+def _sizes(described: dict) -> dict:
+    """The sections of a described backbone that say what its tensors are; how it is trained is the recipe's matter."""
+    of_training = {"dropout", "attention_dropout", "drop_path"}
+    kept = {name: described[name] for name in SIZES if name in described}
+    for name, section in kept.items():
+        if isinstance(section, dict):
+            kept[name] = {key: value for key, value in section.items() if key not in of_training}
+    return {"backbone": kept}
+
+
+def _builtin_sizes(checkpoint: str) -> _Layer:
     path = BUILTIN_SIZES.get(checkpoint)
     if path is None:
         raise AuroraError(
@@ -163,7 +183,7 @@ def _builtin_sizes(values: dict) -> _Layer | None:
             f"The built-in backbone {checkpoint} is incomplete: {path} is missing. Install aurora_ds again."
         )
     described = json.loads(path.read_text(encoding="utf-8"))
-    sizes = {name: described[name] for name in ("vision", "text", "embed_dim") if name in described}
+    sizes = {name: described[name] for name in SIZES if name in described}
     return _Layer(f"built-in backbone {checkpoint}", {"backbone": sizes})
 
 

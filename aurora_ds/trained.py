@@ -5,19 +5,18 @@ Both carry their settings (the task's, the backbone's, how clips are read), so n
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aurora_ds.assemble import FULL_FILE, RECORD_FILE
 from aurora_ds.backbones.checkpoint import resolve_checkpoint
 from aurora_ds.config import RunConfig
 from aurora_ds.errors import AuroraError
 from aurora_ds.evaluate import find_adapter
 from aurora_ds.prompts.adapter import CONFIG_FILE, read_adapter
 from aurora_ds.recipe import described_config, load_config
+from aurora_ds.whole_model import FULL_FILE, RECORD_FILE, record_beside
 
 EXPORTED_RECIPE = "recipe.yaml"
 
@@ -100,22 +99,9 @@ def find_trained(folder: str | Path) -> Trained:
     Raises AuroraError when there is none, or its files cannot be read."""
     folder = Path(folder).expanduser()
     for place in (folder, folder / "adapter"):
-        record = _record(place)
+        record = record_beside(place)
         if record is not None:
             whole = place / FULL_FILE
             return Trained(place, record, whole if whole.is_file() else place)
     place = find_adapter(folder)
     return Trained(place, read_adapter(place)[1])
-
-
-def _record(folder: Path) -> dict[str, Any] | None:
-    """What a whole model says of itself; None where there is none of ours."""
-    path = folder / RECORD_FILE
-    if not path.is_file():
-        return None
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:  # a file of that name that is none of ours
-        return None
-    ours = isinstance(record, dict) and str(record.get("format")).startswith("aurora_ds.")
-    return record if ours else None

@@ -126,6 +126,25 @@ def test_a_builtin_backbone_brings_its_sizes(mine: str, tmp_path: Path, monkeypa
     assert (backbone.vision.width, backbone.vision.heads) == (384, 6), "the recipe's own sizes win"
 
 
+def test_a_checkpoint_of_ours_brings_its_sizes_and_the_recipe_still_wins(mine: str, tmp_path: Path):
+    sizes = {"vision": {"width": 48, "depth": 2, "drop_path": 0.3}, "text": {"dropout": 0.0}, "embed_dim": 16}
+    config = sizes | {"checkpoint": "gone.pth", "momentum_weights": "read"}
+    record = {"format": "aurora_ds.full", "backbone": {"name": "x", "sha256": "y", "config": config}}
+    checkpoint = tmp_path / "backbone.safetensors"
+    checkpoint.touch()
+    (tmp_path / "record.json").write_text(json.dumps(record), encoding="utf-8")
+    for given in (checkpoint, tmp_path):
+        backbone = load_config(mine, [f"backbone.checkpoint={given}"]).backbone
+        assert (backbone.vision.width, backbone.vision.depth, backbone.embed_dim) == (384, 2, 16)
+        assert (backbone.vision.drop_path, backbone.text.dropout) == (0.0, 0.1), (
+            "how to train is the recipe's"
+        )
+        assert (backbone.checkpoint, backbone.momentum_weights) == (str(given), "ignore")
+    for none_of_ours in ('{"format": "other", "backbone": {"config": {"embed_dim": 3}}}', "[1]", "{"):
+        (tmp_path / "record.json").write_text(none_of_ours, encoding="utf-8")
+        assert load_config(mine, [f"backbone.checkpoint={checkpoint}"]).backbone.embed_dim == 256
+
+
 # unknown keys --------------------------------------------------------------------------------------------------------
 
 

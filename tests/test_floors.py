@@ -20,6 +20,7 @@ FLOORS = [
         "recipe",
         "arguments",
         "tables",
+        "whole_model",
         "kernels",
         "recipes",
     ],

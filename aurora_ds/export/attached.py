@@ -19,7 +19,8 @@ from aurora_ds.errors import AuroraError
 from aurora_ds.export import probe
 from aurora_ds.trained import Trained, find_trained
 
-FACTS = ("temperature", "frame_weights", "answers")  # of an adapter, which a merged model is judged with, too
+# of an adapter, which a merged model is judged with, or which its results name
+FACTS = ("temperature", "frame_weights", "answers", "shots")
 
 
 def read_trained(folder: str | Path) -> Trained:
@@ -133,7 +134,11 @@ def provenance(trained: Trained, assembled: Assembled) -> dict[str, Any]:
     else:
         made_from = {"backbone": assembled.backbone, "prompts": saved["prompts"]}
     facts = {key: saved[key] for key in FACTS if key in saved}
-    return {"task": assembled.config.task, "method": trained.method, "made_from": made_from, **facts}
+    # with its configuration: sizes are read from there where the file is given as backbone.checkpoint
+    config = assembled.config.backbone.model_dump(mode="json")
+    backbone = {"name": made_from["backbone"]["name"], "config": config}
+    own = {"task": assembled.config.task, "method": trained.method, "backbone": backbone}
+    return own | {"made_from": made_from, **facts}
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from aurora_ds.assemble import FULL_FILE, RECORD_FILE, copy_vocabulary
+from aurora_ds.assemble import copy_vocabulary
 from aurora_ds.backbones.checkpoint import load_backbone
 from aurora_ds.backbones.transformers_format import config_for
 from aurora_ds.config import RunConfig
@@ -20,6 +20,7 @@ from aurora_ds.export.transformers_card import known_differences
 from aurora_ds.recipe import to_yaml
 from aurora_ds.runtime.run_folder import replace_folder
 from aurora_ds.trained import Trained
+from aurora_ds.whole_model import FULL_FILE, RECORD_FILE
 
 FORMATS = ("merged", "transformers")
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import yaml
 from question_runs import (
     ANSWERS,
     GENERATE,
@@ -19,7 +20,7 @@ from aurora_ds.assemble import build_task, load_trained
 from aurora_ds.contradictions import contradictions
 from aurora_ds.errors import AuroraError
 from aurora_ds.evaluate import task_forward
-from aurora_ds.recipe import to_yaml
+from aurora_ds.recipe import load_config, to_yaml
 from aurora_ds.wiring import vqa
 
 
@@ -59,15 +60,16 @@ def test_a_run_leaves_results_the_file_and_an_adapter_that_predicts_without_shar
         assert shares == sorted(shares, reverse=True) and len(shares) == 5 and sum(shares) == pytest.approx(1)
 
 
-def test_full_fine_tuning_leaves_a_backbone(tiny, asked_images, tmp_path):
+def test_full_fine_tuning_leaves_a_backbone_whose_sizes_and_shots_are_beside_it(tiny, asked_images, tmp_path):
     config = run_config(tiny, asked_images)
-    config.train.method, config.train.lr = "full", 1e-4
+    config.train.method, config.train.lr, config.data.shots = "full", 1e-4, 5
     record = train.run(config, tmp_path / "run")
-    config = run_config(
-        tiny | {"checkpoint": str(tmp_path / "run/adapter/backbone.safetensors")}, asked_images
-    )
-    again = evaluate.run(config, None, tmp_path / "again")
-    assert again["metrics"] == record["metrics"]
+    config.train.method, config.data.shots = "aurora", None
+    settings = yaml.safe_load(to_yaml(config))
+    settings["backbone"] = {"head": "vqa", "checkpoint": str(tmp_path / "run/adapter/backbone.safetensors")}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    again = evaluate.run(load_config(str(tmp_path / "recipe.yaml")), None, tmp_path / "again")
+    assert again["metrics"] == record["metrics"] and again["shots"] == record["shots"] == 5
     files = [(tmp_path / place / "vqa_result.json").read_text() for place in ("run", "again")]
     assert files[0] == files[1]
 
