@@ -1,15 +1,17 @@
 """BLIP for image-text retrieval (BLIP §3.1): both encoders, their projections to the joint space, the matching head.
 
-The parts are used through their own calls; what is learned from them is a task's business.
+What tasks ask of a backbone of any family are `image_tokens`, `image_keys` and `matched` here, `read` of the model that
+answers questions, the encoders, decoder and heads by their names, `sites`, `query_layers` and `heads`. What is learned
+from them is a task's business.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from aurora_ds.backbones.site import Site
-from aurora_ds.backbones.text import INITIAL_STD, TextEncoder
+from aurora_ds.backbones.text import INITIAL_STD, KeysValues, TextEncoder
 from aurora_ds.backbones.vision import VisionTransformer
 from aurora_ds.config import BackboneConfig
 
@@ -35,6 +37,27 @@ class BlipRetrieval(nn.Module):
         for head in self.heads().values():
             nn.init.normal_(getattr(self, head).weight, std=INITIAL_STD)
             nn.init.zeros_(getattr(self, head).bias)
+
+    def image_tokens(self, image: Tensor) -> Tensor:
+        """image (B, 3, S, S), normalised -> tokens (B, N + 1, D), class token first."""
+        return self.visual_encoder(image)
+
+    def image_keys(self, tokens: Tensor) -> list[KeysValues]:
+        """Image tokens (images, N, D) -> what matching any number of texts needs of them."""
+        return self.text_encoder.image_kv(tokens)
+
+    def matched(
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        keys: list[KeysValues],
+        image_index: Tensor | None = None,
+        group_size: int | None = None,
+        key_scale: Tensor | None = None,
+    ) -> Tensor:
+        """States (B, L, H) of texts, ids and mask (B, L), that see the images of `keys`; the rest as of TextEncoder."""
+        scale = None if key_scale is None else key_scale.to(keys[0][0].dtype)
+        return self.text_encoder(ids, mask, keys, image_index, group_size, scale)
 
     def sites(self) -> list[Site]:
         """What prompts may adapt: vision blocks first, then text layers."""

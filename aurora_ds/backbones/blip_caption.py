@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from aurora_ds.backbones.decoder import TextDecoder
 from aurora_ds.backbones.site import Site
@@ -21,6 +21,10 @@ class BlipCaption(nn.Module):
         self.text_decoder = TextDecoder(
             config.text, vision.width, config.attention, config.activation_checkpointing
         )
+
+    def image_tokens(self, image: Tensor) -> Tensor:
+        """image (B, 3, S, S), normalised -> tokens (B, N + 1, D), class token first."""
+        return self.visual_encoder(image)
 
     def sites(self) -> list[Site]:
         """What prompts may adapt: vision blocks first, then the decoder's layers."""

@@ -3,7 +3,7 @@ question's states."""
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from aurora_ds.backbones.decoder import TextDecoder
 from aurora_ds.backbones.site import Site
@@ -22,6 +22,17 @@ class BlipVqa(nn.Module):
         self.visual_encoder = VisionTransformer(vision, config.attention, config.activation_checkpointing)
         self.text_encoder = TextEncoder(text, vision.width, config.attention, config.activation_checkpointing)
         self.text_decoder = TextDecoder(text, text.width, config.attention, config.activation_checkpointing)
+
+    def image_tokens(self, image: Tensor) -> Tensor:
+        """image (B, 3, S, S), normalised -> tokens (B, N + 1, D), class token first."""
+        return self.visual_encoder(image)
+
+    def read(
+        self, ids: Tensor, mask: Tensor, tokens: Tensor, image_index: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What the decoder attends to of each text, ids and mask (B, L), with its image: states (B, L, H), and their
+        mask. tokens: (images, N, D). image_index: int64 (B,), the image of each text; None: one per text."""
+        return self.text_encoder(ids, mask, self.text_encoder.image_kv(tokens), image_index), mask
 
     def sites(self) -> list[Site]:
         """What prompts may adapt: vision blocks, then the encoder's layers, then the decoder's."""

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from aurora_ds.backbones.attention import split_heads
 from aurora_ds.backbones.site import Site
 from aurora_ds.backbones.text import (
     AttentionBlock,
@@ -22,6 +21,7 @@ from aurora_ds.backbones.text import (
     TextEncoder,
     TextLayer,
     initialise,
+    keys_values,
 )
 from aurora_ds.config import BackboneConfig, TextConfig
 from aurora_ds.errors import AuroraError
@@ -87,7 +87,9 @@ class FusionEncoder(nn.Module):
 
     def keys(self, tokens: Tensor) -> FusionKeys:
         """What any number of texts needs of image tokens (images, N, H)."""
-        return FusionKeys(tokens, [_keys_values(layer, tokens) for _, layer in self._apart()])
+        return FusionKeys(
+            tokens, keys_values([layer.crossattention.self for _, layer in self._apart()], tokens)
+        )
 
     def _apart(self) -> list[tuple[int, TextLayer]]:
         first = min(self.connected, default=None)
@@ -131,7 +133,7 @@ class FusionEncoder(nn.Module):
                 )
                 vision = vision + change
                 continue
-            own = kv[place] if place < len(kv) else _keys_values(layer, vision)
+            own = kv[place] if place < len(kv) else keys_values([layer.crossattention.self], vision)[0]
             states = run(layer, states, mask, own, image_index, group_size, None, seen)
         return vision, states
 
@@ -156,11 +158,6 @@ def connected_layers(config: BackboneConfig) -> frozenset[int]:
     """Numbers of the connected layers: the first is none, whatever the stride."""
     fusion, stride = config.mplug.fusion_layers, config.mplug.stride
     return frozenset(config.text.depth - fusion + local for local in range(stride, fusion, stride))
-
-
-def _keys_values(layer: TextLayer, tokens: Tensor) -> KeysValues:
-    cross = layer.crossattention.self
-    return split_heads(cross.kv(tokens), 2, cross.heads)
 
 
 def _of_texts(rows: Tensor | None, image_index: Tensor | None, group_size: int | None) -> Tensor | None:

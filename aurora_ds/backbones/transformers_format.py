@@ -163,6 +163,11 @@ def config_for(config: BackboneConfig) -> dict[str, Any]:
     Two of its defaults would not do: eps 1e-5 of the vision LayerNorms, and 8 text heads. `is_decoder` is what
     gives its text layers a cross-attention; it masks nothing by itself."""
     vision, text = config.vision, config.text
+    if config.name != "blip":
+        raise AuroraError(
+            f"transformers has no model for backbone.name={config.name}. A file under published names holds it: "
+            "`aurora-ds export --format merged`."
+        )
     if config.head not in ARCHITECTURES:
         raise AuroraError(
             f"transformers has no model for backbone.head={config.head}; it has them for "

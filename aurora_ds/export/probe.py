@@ -53,10 +53,10 @@ def outputs(model: BlipModel, term: Tensor | None = None) -> dict[str, Tensor]:
 def _retrieval(
     model: nn.Module, config: BackboneConfig, given: MadeUp, term: Tensor | None
 ) -> dict[str, Tensor]:
-    tokens = model.visual_encoder(given.images)
+    tokens = model.image_tokens(given.images)
     states = model.text_encoder(given.ids, given.mask)
     pair_ids = with_first(given.ids, config.text.enc_id)
-    pairs = model.text_encoder(pair_ids, given.mask, image_kv=model.text_encoder.image_kv(tokens))[:, 0]
+    pairs = model.matched(pair_ids, given.mask, model.image_keys(tokens))[:, 0]
     return {
         "image features": F.normalize(model.vision_proj(tokens[:, 0]), dim=-1),
         "text features": F.normalize(model.text_proj(states[:, 0]), dim=-1),
@@ -72,7 +72,7 @@ def _vqa(model: nn.Module, config: BackboneConfig, given: MadeUp, term: Tensor |
 def _caption(
     model: nn.Module, config: BackboneConfig, given: MadeUp, term: Tensor | None
 ) -> dict[str, Tensor]:
-    return {"caption logits": _next_words(model, config, given, model.visual_encoder(given.images))}
+    return {"caption logits": _next_words(model, config, given, model.image_tokens(given.images))}
 
 
 def _nlvr(model: nn.Module, config: BackboneConfig, given: MadeUp, term: Tensor | None) -> dict[str, Tensor]:
@@ -85,7 +85,7 @@ _OUTPUTS = {"retrieval": _retrieval, "vqa": _vqa, "caption": _caption, "nlvr": _
 
 def _questions(model: nn.Module, given: MadeUp) -> Tensor:
     batch = {"image": given.images, "input_ids": given.ids, "attention_mask": given.mask}
-    return VqaTask(model, None, VqaConfig(), model.config.text).questions(batch)
+    return VqaTask(model, None, VqaConfig(), model.config.text).questions(batch)[0]
 
 
 def _next_words(model: nn.Module, config: BackboneConfig, given: MadeUp, context: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ def next_word(model: BlipModel, ids: list[int], row: int) -> Tensor:
 def _context(model: BlipModel) -> Tensor:
     """What the decoder attends to: image tokens, or the states of questions."""
     given = made_up(model.config)
-    return model.visual_encoder(given.images) if model.config.head == "caption" else _questions(model, given)
+    return model.image_tokens(given.images) if model.config.head == "caption" else _questions(model, given)
 
 
 def differences(wanted: dict[str, Tensor], found: dict[str, Tensor], reader: str) -> dict[str, float]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from aurora_ds.backbones.blip_caption import BlipCaption
 from aurora_ds.backbones.tokenizer import Tokenizer
 from aurora_ds.config import CaptionConfig, GenerationConfig, TextConfig
 from aurora_ds.prompts import Prompts
@@ -20,14 +19,14 @@ class CaptionTask(LanguageTask):
     """Loss and evaluation pieces of captioning.
 
     Args:
-        model: backbone with `visual_encoder`, `text_decoder`. text: for its special token ids.
+        model: backbone with `image_tokens`, `text_decoder`. text: for its special token ids.
         prompts: what was attached to `model`; None for full fine-tuning.
         prompt: int64 (P,), the tokenised words that captions begin with, first and end token around them.
     """
 
     def __init__(
         self,
-        model: BlipCaption,
+        model: nn.Module,
         prompts: Prompts | None,
         options: CaptionConfig,
         text: TextConfig,

@@ -15,7 +15,7 @@ NO_TARGET = -100
 
 
 class LanguageTask(nn.Module):
-    """A task over a backbone with `visual_encoder`. `prompts`: what was attached to it; None for full fine-tuning.
+    """A task over a backbone with `image_tokens`. `prompts`: what was attached to it; None for full fine-tuning.
 
     Subclasses have `loss` and pieces for evaluation, which `forward` reaches by name."""
 
@@ -49,8 +49,8 @@ class LanguageTask(nn.Module):
     def image_tokens(self, image: Tensor) -> Tensor:
         """image (B, 3, H, W), or clips (B, T, 3, H, W), whose frames follow each other -> (B, T·(N+1), D)."""
         if image.dim() == 4:
-            return self.model.visual_encoder(image)
-        tokens = self.model.visual_encoder(image.flatten(0, 1))
+            return self.model.image_tokens(image)
+        tokens = self.model.image_tokens(image.flatten(0, 1))
         return tokens.unflatten(0, image.shape[:2]).flatten(1, 2)
 
 

@@ -2,8 +2,8 @@
 (BLIP §3.2).
 
 The task is the module that the engine wraps: `forward(batch)` gives the losses, `forward(batch, what=…)`
-the pieces that evaluation needs. It reads a backbone by its parts (`visual_encoder`, `text_encoder`, heads)
-and knows no file format.
+the pieces that evaluation needs. It asks a backbone for `image_tokens`, `text_encoder`, `image_keys`, `matched` and the
+heads, and knows no file format.
 
 With `contrast=global` every rank sees the global batch's keys, in the order of the global batch, and
 negatives are keyed by sample: losses and gradients do not depend on the number of ranks. `contrast=local`
@@ -52,7 +52,8 @@ class RetrievalTask(nn.Module):
     """Losses and evaluation pieces of retrieval over one backbone.
 
     Args:
-        model: backbone with `visual_encoder`, `text_encoder`, `vision_proj`, `text_proj`, `itm_head`.
+        model: backbone with `image_tokens`, `text_encoder`, `image_keys`, `matched`, `vision_proj`, `text_proj`,
+            `itm_head`.
         config: with its preset resolved. prompts: what was attached to `model`; None for full fine-tuning.
         temperature: the checkpoint's own, used when `retrieval.temperature` is null.
         twin: builds a bare second backbone (and its prompts) when `retrieval.momentum_model=twin`.
@@ -124,7 +125,7 @@ class RetrievalTask(nn.Module):
         """image (B, 3, H, W) or clips (B, T, 3, H, W) -> tokens (B, T·(N+1), D), feature (B, E), frame
         features (B, T, E)."""
         frames = image.shape[1] if image.dim() == 5 else 1
-        tokens = model.visual_encoder(image.flatten(0, 1) if image.dim() == 5 else image)
+        tokens = model.image_tokens(image.flatten(0, 1) if image.dim() == 5 else image)
         first = tokens[:, 0].unflatten(0, (-1, frames))  # (B, T, D)
         feature = F.normalize(_wide(model.vision_proj(first.mean(1))), dim=-1)
         frame_features = (
@@ -315,9 +316,9 @@ class RetrievalTask(nn.Module):
     ) -> Tensor:
         """First-token states of the three kinds of pairs, (3B, H). Keys and values of an image are computed
         once: the rank's own images serve their positive and their negative text from the same ones."""
-        encoder, rows = self.model.text_encoder, len(ids)
-        keys = encoder.image_kv(tokens)
-        other_keys = keys if other_tokens is None else encoder.image_kv(other_tokens)
+        matched, rows = self.model.matched, len(ids)
+        keys = self.model.image_keys(tokens)
+        other_keys = keys if other_tokens is None else self.model.image_keys(other_tokens)
         index = negative_image if other_tokens is None else None
         length = max(ids.shape[1], other_ids.shape[1])
 
@@ -326,15 +327,15 @@ class RetrievalTask(nn.Module):
             return torch.stack(padded, dim=1).flatten(0, 1)
 
         if scales is None:
-            own = encoder(both(ids, other_ids), both(mask, other_mask), image_kv=keys, group_size=2)
+            own = matched(both(ids, other_ids), both(mask, other_mask), keys, group_size=2)
             positive, other = own.unflatten(0, (rows, 2)).unbind(1)
-            crossed = encoder(ids, mask, image_kv=other_keys, image_index=index)
+            crossed = matched(ids, mask, other_keys, image_index=index)
         else:
             # grouped, attention would form its whole score matrix, and keep it for the backward pass
             positive_scale, crossed_scale, other_scale = scales.chunk(3)
-            positive = encoder(ids, mask, image_kv=keys, key_scale=positive_scale)
-            crossed = encoder(ids, mask, image_kv=other_keys, image_index=index, key_scale=crossed_scale)
-            other = encoder(other_ids, other_mask, image_kv=keys, key_scale=other_scale)
+            positive = matched(ids, mask, keys, key_scale=positive_scale)
+            crossed = matched(ids, mask, other_keys, image_index=index, key_scale=crossed_scale)
+            other = matched(other_ids, other_mask, keys, key_scale=other_scale)
         if trace is not None:
             trace["mm_pos_embeds"], trace["mm_neg_embeds"] = positive, torch.cat([crossed, other])
         return torch.cat([positive[:, 0], crossed[:, 0], other[:, 0]])
@@ -357,23 +358,17 @@ class RetrievalTask(nn.Module):
         return {"feature": self._text_features(self.model, batch["input_ids"], batch["attention_mask"])[1]}
 
     def image_keys(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """`tokens` (B, N, D) -> `image_kv`, cross-attention keys and values per layer."""
-        return {"image_kv": self.model.text_encoder.image_kv(batch["tokens"])}
+        """`tokens` (B, N, D) -> `image_kv`, what matching needs of them: keys and values per layer."""
+        return {"image_kv": self.model.image_keys(batch["tokens"])}
 
     def match(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """`tokens` (1, N, D) or ready `image_kv` of one image, texts (P, L), perhaps `key_scale` (P, N) -> `logits`
         (P, 2) fp32. Texts start with any first token; the matching token is put there."""
-        keys = batch.get("image_kv") or self.model.text_encoder.image_kv(batch["tokens"])
+        keys = batch.get("image_kv") or self.model.image_keys(batch["tokens"])
         ids = batch["input_ids"].clone()
         ids[:, 0] = self.config.backbone.text.enc_id
-        scale = batch.get("key_scale")
-        states = self.model.text_encoder(
-            ids,
-            batch["attention_mask"],
-            image_kv=keys,
-            group_size=len(ids),
-            key_scale=None if scale is None else scale.to(keys[0][0].dtype),
-        )[:, 0]
+        mask, scale = batch["attention_mask"], batch.get("key_scale")
+        states = self.model.matched(ids, mask, keys, group_size=len(ids), key_scale=scale)[:, 0]
         term = self.context.evaluation_term()
         if term is not None:
             states = states + term.to(states)

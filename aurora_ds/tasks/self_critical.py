@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from aurora_ds.backbones.blip_caption import BlipCaption
 from aurora_ds.backbones.tokenizer import Tokenizer
 from aurora_ds.config import CaptionConfig, GenerationConfig, TextConfig
 from aurora_ds.prompts import Prompts
@@ -37,7 +36,7 @@ class SelfCriticalTask(CaptionTask):
 
     def __init__(
         self,
-        model: BlipCaption,
+        model: nn.Module,
         prompts: Prompts | None,
         options: CaptionConfig,
         text: TextConfig,

@@ -9,9 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from aurora_ds.backbones.blip_vqa import BlipVqa
 from aurora_ds.backbones.text import KeyValueCache
 from aurora_ds.config import TextConfig, VqaConfig
 from aurora_ds.prompts import Prompts
@@ -23,11 +22,13 @@ class VqaTask(LanguageTask):
     """Losses and evaluation pieces of question answering.
 
     Args:
-        model: backbone with `visual_encoder`, `text_encoder`, `text_decoder`. text: for its special token ids.
+        model: backbone with `image_tokens`, `read`, `text_decoder`. text: for its special token ids.
         prompts: what was attached to `model`; None for full fine-tuning.
     """
 
-    def __init__(self, model: BlipVqa, prompts: Prompts | None, options: VqaConfig, text: TextConfig) -> None:
+    def __init__(
+        self, model: nn.Module, prompts: Prompts | None, options: VqaConfig, text: TextConfig
+    ) -> None:
         super().__init__(model, prompts)
         self.options, self.text = options, text
 
@@ -36,18 +37,19 @@ class VqaTask(LanguageTask):
         """`tokens` (images, N, D) of `image`: computed once, they serve all questions about an image."""
         return {"tokens": self.image_tokens(batch["image"])}
 
-    def questions(self, batch: dict[str, Any], trace: dict[str, Tensor] | None = None) -> Tensor:
-        """States (B, L, H) of the questions, each read with its image.
+    def questions(
+        self, batch: dict[str, Any], trace: dict[str, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What answers are written from, of each question, read with its image: states (B, N, H), mask (B, N).
 
         Args: batch: `input_ids`, `attention_mask` (B, L), and either `image`, one per question, or `tokens` of
             `encode_images` with `image_index` int64 (B,), the row of them that each question is about."""
         tokens = batch["tokens"] if "tokens" in batch else self.image_tokens(batch["image"])
-        encoder = self.model.text_encoder
         ids = with_first(batch["input_ids"], self.text.enc_id)
-        states = encoder(ids, batch["attention_mask"], encoder.image_kv(tokens), batch.get("image_index"))
+        states, mask = self.model.read(ids, batch["attention_mask"], tokens, batch.get("image_index"))
         if trace is not None:
-            trace.update(image_embeds=tokens, question_states=states)
-        return states
+            trace.update(image_embeds=tokens, question_states=states, question_mask=mask)
+        return states, mask
 
     def loss(self, batch: dict[str, Any], trace: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
         """`loss`, scalar: the summed token losses of each answer, times its weight, over the number of questions.
@@ -59,7 +61,7 @@ class VqaTask(LanguageTask):
             trace: when given, intermediate tensors are put in (for verification).
         """
         self.refresh()
-        states, mask = self.questions(batch, trace), batch["attention_mask"]
+        states, mask = self.questions(batch, trace)
         ids, answer_mask = with_first(batch["answer_ids"], self.text.bos_id), batch["answer_mask"]
         decoder = self.model.text_decoder
         answers = decoder(ids, answer_mask, decoder.context_kv(states), mask, batch["answer_question"])
@@ -90,7 +92,7 @@ class VqaTask(LanguageTask):
 
         Args:
             batch: as in `questions`. answers: ids, mask (answers, La) of the list. trace: as in `loss`."""
-        return self.ranked(self.questions(batch, trace), batch["attention_mask"], answers, trace, shown)
+        return self.ranked(*self.questions(batch, trace), answers, trace, shown)
 
     @torch.no_grad()
     def ranked(
@@ -101,7 +103,7 @@ class VqaTask(LanguageTask):
         trace: dict[str, Tensor] | None = None,
         shown: int = 1,
     ) -> dict[str, Tensor]:
-        """`rank` from the questions' states (B, L, H) and mask (B, L)."""
+        """`rank` from what `questions` gives: states (B, N, H) and mask (B, N)."""
         count = min(self.options.k_test, len(answers[0]))
         at_once = max(1, self.options.answers_per_batch // count)
         parts = [
@@ -160,8 +162,8 @@ class VqaTask(LanguageTask):
         """Written answers: `ids` (B, longest), the first token in front, and `scores` (B,) as of `generation.write`.
 
         `sample_index` (B,) of the batch, where it is there, keys nucleus sampling."""
-        states = self.questions(batch)
-        mask = None if self.options.question_padding == "seen" else batch["attention_mask"]
+        states, mask = self.questions(batch)
+        mask = None if self.options.question_padding == "seen" else mask
         decoder = self.model.text_decoder
         context = Context(decoder.context_kv(states), mask)
         prompt = batch["input_ids"].new_tensor([self.text.bos_id])

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from aurora_ds.backbones.blip import BlipRetrieval
 from aurora_ds.backbones.checkpoint import LoadedBackbone
+from aurora_ds.backbones.models import new_model
 from aurora_ds.backbones.tokenizer import Tokenizer
 from aurora_ds.config import RunConfig
 from aurora_ds.data.loader import caption_texts, eval_image_loader, eval_texts
@@ -54,7 +54,7 @@ class RetrievalWiring(Wiring):
         model.temp.requires_grad_(False)
 
         def twin() -> tuple[nn.Module, Prompts | None]:
-            other = BlipRetrieval(config.backbone)
+            other = new_model(config.backbone)
             return other, attach_prompts(other, config)
 
         return RetrievalTask(model, config, prompts, temperature, twin, loaded.momentum, loaded.queues)

@@ -34,7 +34,7 @@ def loss_of_one(task: VqaTask, states: Tensor, mask: Tensor, answer: Tensor) -> 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_loss_weighs_the_summed_token_losses_of_the_answers(smoothing):
     task, batch = tiny("vqa", options=VqaConfig(label_smoothing=smoothing)), asked()
-    states, mask = task.questions(batch), batch["attention_mask"]
+    states, mask = task.questions(batch)
     expected = 0.0
     for i, owner in enumerate(batch["answer_question"].tolist()):
         answer = batch["answer_ids"][i, : int(batch["answer_mask"][i].sum())]
@@ -49,7 +49,9 @@ def test_questions_start_with_enc_and_see_their_image():
         ("input_ids", lambda t: t.index_fill(1, torch.tensor([0]), ENC)),
         ("image", lambda t: t + 1),
     ):
-        same = torch.allclose(task.questions(batch), task.questions(batch | {name: change(batch[name])}))
+        same = torch.allclose(
+            task.questions(batch)[0], task.questions(batch | {name: change(batch[name])})[0]
+        )
         assert same == (name == "input_ids")
 
 
@@ -78,7 +80,7 @@ def answer_list() -> tuple[Tensor, Tensor]:
 def test_ranking_scores_the_likeliest_candidates_in_full(k, preset):
     task, batch, answers = tiny("vqa", preset, VqaConfig(k_test=k)), asked(), answer_list()
     found = task(batch, what="rank", answers=answers)
-    states, mask = task.questions(batch), batch["attention_mask"]
+    states, mask = task.questions(batch)
     for question in range(3):
         first = next_logits(
             task.model.text_decoder,
@@ -110,7 +112,7 @@ def test_answers_of_one_word_alone():
     ids = torch.tensor([[CLS, word, SEP] for word in (5, 9, 20)])
     task, batch = tiny("vqa"), asked()
     found = task(batch, what="rank", answers=(ids, torch.ones_like(ids)))
-    states, mask = task.questions(batch), batch["attention_mask"]
+    states, mask = task.questions(batch)
     losses = torch.tensor(
         [[loss_of_one(task, states[q], mask[q], answer) for answer in ids] for q in range(3)]
     )
@@ -145,7 +147,7 @@ def test_the_cache_has_the_prompts_in_it(head, preset):
     ids = task(batch, what="generate")["ids"]
     context, mask = task.image_tokens(batch["image"]), None
     if head == "vqa":
-        context, mask = task.questions(batch), batch["attention_mask"]
+        context, mask = task.questions(batch)
     start = 1 if head == "vqa" else len(task.prompt)
     for length in range(start, 10):
         logits = next_logits(task.model.text_decoder, ids[:, :length], context, mask)
