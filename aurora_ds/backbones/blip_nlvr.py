@@ -6,6 +6,8 @@ and merged by a linear from the seventh on, whatever the depth, as published.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -83,6 +85,14 @@ class TwinTextEncoder(TextEncoder):
         ]
 
 
+class Judged(NamedTuple):
+    """What a model says of statements about pairs of images."""
+
+    logits: Tensor  # (B, 2), class 1 = true
+    states: Tensor  # of the statements' tokens, as the head sees them
+    auxiliary: Tensor | None = None  # scalar: a loss of the model's own, to be added in training
+
+
 class BlipNlvr(nn.Module):
     """Two images and a statement -> `cls_head` (H -> 2, class 1 = true) on the state of the first token."""
 
@@ -95,6 +105,22 @@ class BlipNlvr(nn.Module):
             text, vision.width, config.attention, config.activation_checkpointing
         )
         self.cls_head = new_cls_head(text)
+
+    def image_tokens(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, N + 1, D)."""
+        return self.visual_encoder(image)
+
+    def pair_keys(self, first: Tensor, second: Tensor) -> list[KeysValues]:
+        """Tokens of first and second images (pairs, N, D) -> what judging any number of statements needs of them."""
+        return self.text_encoder.image_kv(first, second)
+
+    def judged(
+        self, ids: Tensor, mask: Tensor, keys: list[KeysValues], index: Tensor | None = None
+    ) -> Judged:
+        """Statements, ids and mask (B, L), about the pairs of `keys`; `index` int64 (B,): the pair of each; None: in
+        their order."""
+        states = self.text_encoder(ids, mask, keys, index)
+        return Judged(self.cls_head(states[:, 0]), states)
 
     def sites(self) -> list[Site]:
         """What prompts may adapt: vision blocks first, then text layers."""

@@ -199,7 +199,7 @@ def _fit(
     state = split_published(published)
     positions = family.positions
     if positions in state and positions in own:
-        patches = own[positions].shape[1] - 1
+        patches = own[positions].shape[-2] - 1
         state[positions] = resize_positions(state[positions], patches, family.interpolation)
     missing = sorted(
         published_tensors({n: t for n, t in own.items() if n not in state and n not in family.optional})

@@ -257,29 +257,37 @@ class EveTrunk(nn.Module):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         image_mask: Tensor | None = None,
+        image_tokens: Tensor | None = None,
         relative: bool = True,
+        layers: bool = True,
     ) -> EveStates:
         """States of an image, a text, or both.
 
         Args:
             image: (B, 3, H, W), normalised. input_ids: int64 (B, L). attention_mask: (B, L), 1 = token, 0 = padding;
                 None: no padding. image_mask: (B, patches), 1 = the patch is replaced by the mask embedding.
+            image_tokens: (B, 1 + patches, D), in place of `image`: what a call with `layers=False` gave.
             relative: apply relative positions, where the trunk has them.
+            layers: False: embed `image` alone, for any number of later passes.
         Raises:
             AuroraError: images of another size than configured; a text longer than the positions; masked patches
                 without a mask embedding.
         """
-        if image is None and input_ids is None:
-            raise ValueError("an image, a text or both")
-        parts, vision_tokens, mask = [], 0, None
         if image is not None:
-            parts.append(self._embed_image(image, image_mask))
-            vision_tokens = parts[0].shape[1]
+            image_tokens = self._embed_image(image, image_mask)
+        if not layers:
+            return EveStates(image_tokens, image_tokens, None, image_tokens.shape[1], [])
+        parts, vision_tokens, mask = [], 0, None
+        if image_tokens is not None:
+            parts.append(image_tokens)
+            vision_tokens = image_tokens.shape[1]
         if input_ids is not None:
             parts.append(self._embed_text(input_ids))
             if attention_mask is not None:
                 mask = attention_mask.to(torch.bool)
                 mask = torch.cat([mask.new_ones(len(mask), vision_tokens), mask], dim=1)
+        if not parts:
+            raise ValueError("an image, a text or both")
         states = self.pre_layrnorm(torch.cat(parts, dim=1))
         states, routings = self.encoder(states, vision_tokens, mask, relative)
         return EveStates(self.norm(states), states, mask, vision_tokens, routings)

@@ -9,13 +9,14 @@ from aurora_ds.backbones.blip_caption import BlipCaption
 from aurora_ds.backbones.blip_family import BlipFamily
 from aurora_ds.backbones.blip_nlvr import BlipNlvr
 from aurora_ds.backbones.blip_vqa import BlipVqa
+from aurora_ds.backbones.eve_family import EveFamily
 from aurora_ds.backbones.family import Family
 from aurora_ds.backbones.mplug_family import MplugFamily
 from aurora_ds.config import BackboneConfig
 from aurora_ds.errors import AuroraError
 
 BlipModel = BlipRetrieval | BlipVqa | BlipCaption | BlipNlvr
-FAMILIES: dict[str, Family] = {"blip": BlipFamily(), "mplug": MplugFamily()}
+FAMILIES: dict[str, Family] = {"blip": BlipFamily(), "mplug": MplugFamily(), "eve": EveFamily()}
 
 
 def family_of(config: BackboneConfig) -> Family:

@@ -132,10 +132,13 @@ def to_published(model: nn.Module) -> dict[str, Tensor]:
 
 
 def resize_positions(positions: Tensor, patches: int, interpolation: str = "bicubic") -> Tensor:
-    """Learned positions (1, 1 + n, D) -> (1, 1 + patches, D): bicubic or bilinear on the square grid, without corner
-    alignment or antialiasing, class position untouched, as the published loading code of a family does it.
+    """Learned positions (1, 1 + n, D) -> (1, 1 + patches, D), or both without first axis: bicubic or bilinear on the
+    square grid, without corner alignment or antialiasing, class position untouched, as the published loading code of a
+    family does it.
 
     Raises AuroraError when one of the grids is not square."""
+    if positions.dim() == 2:
+        return resize_positions(positions[None], patches, interpolation)[0]
     old = positions.shape[1] - 1
     if old == patches:
         return positions

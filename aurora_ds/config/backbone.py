@@ -6,13 +6,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, ValidationInfo
 
-from aurora_ds.config import mplug
+from aurora_ds.config import eve, mplug
+from aurora_ds.config.eve import EveConfig
 from aurora_ds.config.mplug import MplugConfig
 from aurora_ds.config.section import Section
 
 # by backbone.name: the models that there are, and what a text transformer is where a recipe says nothing else
 HEADS_OF: dict[str, tuple[str, ...]] = {"blip": ("retrieval", "vqa", "caption", "nlvr")}
-TEXT_DEFAULTS: dict[str, dict[str, Any]] = {"mplug": mplug.TEXT_DEFAULTS}
+TEXT_DEFAULTS: dict[str, dict[str, Any]] = {"eve": eve.TEXT_DEFAULTS, "mplug": mplug.TEXT_DEFAULTS}
 
 
 class VisionConfig(Section):
@@ -70,6 +71,7 @@ class BackboneConfig(Section):
     vision: VisionConfig = VisionConfig()
     text: Annotated[TextConfig, BeforeValidator(_of_family)] = Field({}, validate_default=True)
     mplug: MplugConfig = MplugConfig()
+    eve: EveConfig = EveConfig()
     embed_dim: PositiveInt = 256
     momentum_weights: Literal["read", "ignore"] = Field(
         "ignore", description="`*_m` tensors of the checkpoint"

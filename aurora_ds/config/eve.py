@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from aurora_ds.config.section import Section
+
+# the text section where a recipe says nothing else; the special ids but cls_id and pad_id are not published
+TEXT_DEFAULTS: dict[str, Any] = {
+    "vocab_size": 64000,
+    "max_positions": 196,
+    "pad_id": 1,
+    "cls_id": 2,
+    "sep_id": 3,
+    "bos_id": 2,
+    "enc_id": 2,
+}
 
 
 class ExpertConfig(Section):
@@ -47,6 +58,10 @@ class EveConfig(Section):
     )
     mask_embedding: bool = Field(
         False, description="has the embedding that stands for masked patches (pre-training)"
+    )
+    answers: PositiveInt = Field(3128, description="answers that the question-answering head tells apart")
+    nlvr_attention: bool = Field(
+        False, description="NLVR2: the two passes attend to each other before the head (`biattn`)"
     )
     expert_sites: bool = Field(False, description="prompts may adapt the experts' linears too")
     released: bool = Field(

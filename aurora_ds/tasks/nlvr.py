@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aurora_ds.backbones.blip_nlvr import BlipNlvr
+from aurora_ds.backbones.blip_nlvr import Judged
 from aurora_ds.config import TextConfig
 from aurora_ds.errors import AuroraError
 from aurora_ds.prompts import Prompts
@@ -25,32 +25,39 @@ class NlvrTask(LanguageTask):
     """Loss and evaluation pieces of two-image reasoning.
 
     Args:
-        model: backbone with `visual_encoder`, a `text_encoder` that sees two images, `cls_head`.
+        model: backbone with `image_tokens`, `pair_keys` and `judged`.
         prompts: what was attached to `model`; None for full fine-tuning. text: for its special token ids.
         seed: of the pairs whose images are exchanged.
     """
 
-    def __init__(self, model: BlipNlvr, prompts: Prompts | None, text: TextConfig, seed: int = 0) -> None:
+    def __init__(self, model: nn.Module, prompts: Prompts | None, text: TextConfig, seed: int = 0) -> None:
         super().__init__(model, prompts)
         self.text, self.seed = text, seed
 
     def logits(self, batch: dict[str, Any], trace: dict[str, Tensor] | None = None) -> Tensor:
         """(B, 2) fp32 or wider, class 1 = true; `batch` as in `loss`, without labels."""
-        tokens, encoder = self._tokens(batch["image"]), self.model.text_encoder
+        return self.judged(batch, trace).logits
+
+    def judged(self, batch: dict[str, Any], trace: dict[str, Tensor] | None = None) -> Judged:
+        """What the model says, logits in fp32 or wider; `batch` as in `loss`, without labels."""
+        tokens = self._tokens(batch["image"])
         ids = with_first(batch["input_ids"], self.text.enc_id)
-        states = encoder(ids, batch["attention_mask"], encoder.image_kv(tokens[:, 0], tokens[:, 1]))
-        logits = self.model.cls_head(states[:, 0])
+        keys = self.model.pair_keys(tokens[:, 0], tokens[:, 1])
+        said = self.model.judged(ids, batch["attention_mask"], keys)
         if trace is not None:
             # recorded runs have all first images before all second ones
             trace.update(
-                image_embeds=tokens.transpose(0, 1).flatten(0, 1), mm_embeds=states, prediction=logits
+                image_embeds=tokens.transpose(0, 1).flatten(0, 1),
+                mm_embeds=said.states,
+                prediction=said.logits,
             )
-        return _wide(logits)
+        return said._replace(logits=_wide(said.logits))
 
     def loss(
         self, batch: dict[str, Any], step: int = 0, trace: dict[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """`loss`, scalar: cross entropy, mean over statements.
+        """`loss`, scalar: cross entropy, mean over statements, plus the model's own loss (`loss_auxiliary`) where it
+        has one.
 
         Args:
             batch: `image` (B, 2, 3, H, W), `input_ids`, `attention_mask` (B, L), `label` int64 (B,), 1 = true. With
@@ -62,7 +69,11 @@ class NlvrTask(LanguageTask):
         self.refresh()
         if "swapped_ids" in batch:
             batch = self._exchanged(batch, step)
-        return {"loss": F.cross_entropy(self.logits(batch, trace), batch["label"])}
+        said = self.judged(batch, trace)
+        loss = F.cross_entropy(said.logits, batch["label"])
+        if said.auxiliary is None:
+            return {"loss": loss}
+        return {"loss": loss + said.auxiliary, "loss_judged": loss, "loss_auxiliary": said.auxiliary}
 
     @torch.no_grad()
     def predict(self, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -79,23 +90,23 @@ class NlvrTask(LanguageTask):
                 that each statement is about; `turned` bool (S,): with its images exchanged.
             at_once: statements that are read together.
         """
-        tokens, encoder = self._tokens(batch["image"]), self.model.text_encoder
+        tokens = self._tokens(batch["image"])
         ids = with_first(batch["input_ids"], self.text.enc_id)
         logits = tokens.new_empty(len(ids), 2)
         for order, rows in ((0, ~batch["turned"]), (1, batch["turned"])):
             (rows,) = rows.nonzero(as_tuple=True)
             if not len(rows):
                 continue
-            kv = encoder.image_kv(tokens[:, order], tokens[:, 1 - order])
+            keys = self.model.pair_keys(tokens[:, order], tokens[:, 1 - order])
             for part in rows.split(at_once):
-                states = encoder(ids[part], batch["attention_mask"][part], kv, batch["pair"][part])
-                logits[part] = self.model.cls_head(states[:, 0])
+                said = self.model.judged(ids[part], batch["attention_mask"][part], keys, batch["pair"][part])
+                logits[part] = said.logits
         return {"logits": _wide(logits)}
 
     def _tokens(self, images: Tensor) -> Tensor:
         """(B, 2, 3, H, W) -> (B, 2, N + 1, D)."""
         _check_pairs(images)
-        return self.model.visual_encoder(images.flatten(0, 1)).unflatten(0, (-1, 2))
+        return self.model.image_tokens(images.flatten(0, 1)).unflatten(0, (-1, 2))
 
     def _exchanged(self, batch: dict[str, Any], step: int) -> dict[str, Any]:
         _check_pairs(batch["image"])
