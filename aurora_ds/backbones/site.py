@@ -12,6 +12,8 @@ class Site:
 
     `outputs` equal blocks of output features have a factor column each (q, k, v: 3); for a linear that
     contracts a widened hidden state, `inputs` equal blocks of input features do (second MLP linear: 4).
+    `norm`: the path of the `nn.LayerNorm` whose result the linear reads as it is, where their owner hands on the
+    whole tuple that a stand-in for the norm may give.
     """
 
     name: str
@@ -21,3 +23,4 @@ class Site:
     modality: Literal["vision", "text", "cross"] = "text"
     layer: int = 0
     role: Literal["attention", "mlp"] = "attention"
+    norm: str | None = None

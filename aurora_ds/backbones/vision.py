@@ -9,15 +9,53 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, ClassVar
 
+import timm.layers
 import timm.models.vision_transformer as timm_vit
 import torch
 from timm.layers.activations import QuickGELU
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from aurora_ds.backbones.attention import attend, merge_heads, split_heads
 from aurora_ds.backbones.site import Site
 from aurora_ds.config import VisionConfig
 from aurora_ds.errors import AuroraError
+
+
+class Attention(timm.layers.Attention):
+    """timm's, whose first linear may be handed what the LayerNorm before it has begun."""
+
+    def forward(self, x: Tensor, begun: Tensor | None = None, **options: object) -> Tensor:
+        """x (B, N, D) -> (B, N, D)."""
+        if begun is None:
+            return super().forward(x, **options)
+        query, key, value = split_heads(self.qkv(x, begun), 3, self.num_heads)
+        dropout = self.attn_drop.p if self.training else 0.0
+        context = attend(query, key, value, dropout=dropout, eager=not self.fused_attn)
+        return self.proj_drop(self.proj(merge_heads(context)))
+
+
+class Mlp(timm.layers.Mlp):
+    """timm's, whose first linear may be handed what the LayerNorm before it has begun."""
+
+    def forward(self, x: Tensor, begun: Tensor | None = None) -> Tensor:
+        """x (B, N, D) -> (B, N, D)."""
+        if begun is None:
+            return super().forward(x)
+        return self.drop2(self.fc2(self.norm(self.drop1(self.act(self.fc1(x, begun))))))
+
+
+class Block(timm_vit.Block):
+    """timm's, whose LayerNorms may be replaced by what gives a tuple: their result, and what was begun with it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, N, D) -> (B, N, D)."""
+        x = x + self.drop_path1(self.ls1(self.attn(*_all(self.norm1(x)))))
+        return x + self.drop_path2(self.ls2(self.mlp(*_all(self.norm2(x)))))
+
+
+def _all(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return result if isinstance(result, tuple) else (result,)
 
 
 class VisionTransformer(timm_vit.VisionTransformer):
@@ -45,6 +83,9 @@ class VisionTransformer(timm_vit.VisionTransformer):
             global_pool="",
             qkv_bias=True,
             norm_layer=partial(nn.LayerNorm, eps=self.layer_norm_eps),
+            block_fn=Block,
+            attn_layer=Attention,
+            mlp_layer=Mlp,
             **differences,
         )
         self.image_size = config.image_size
@@ -78,13 +119,14 @@ class VisionTransformer(timm_vit.VisionTransformer):
                 "vision",
                 i,
                 role,
+                norm and f"{prefix}.blocks.{i}.{norm}",
             )
             for i in range(len(self.blocks))
-            for path, outputs, inputs, role in (
-                ("attn.qkv", 3, 1, "attention"),
-                ("attn.proj", 1, 1, "attention"),
-                ("mlp.fc1", 4, 1, "mlp"),
-                ("mlp.fc2", 1, 4, "mlp"),
+            for path, outputs, inputs, role, norm in (
+                ("attn.qkv", 3, 1, "attention", "norm1"),
+                ("attn.proj", 1, 1, "attention", None),
+                ("mlp.fc1", 4, 1, "mlp", "norm2"),
+                ("mlp.fc2", 1, 4, "mlp", None),
             )
         ]
 

@@ -2,6 +2,7 @@
 
 from aurora_ds.kernels.low_rank import low_rank
 from aurora_ds.kernels.merge import merge, update
+from aurora_ds.kernels.norm_low_rank import norm_low_rank
 from aurora_ds.kernels.philox import draw_seed, dropout_mask
 from aurora_ds.kernels.prompted_linear import dense_mix, prompted_linear
 from aurora_ds.kernels.prompted_linear_from import prompted_linear_from
@@ -14,6 +15,7 @@ __all__ = [
     "dropout_mask",
     "low_rank",
     "merge",
+    "norm_low_rank",
     "prompted_linear",
     "prompted_linear_from",
     "reconstruct",

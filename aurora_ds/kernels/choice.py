@@ -110,10 +110,25 @@ _path._dynamo_marked_constant = True
 
 
 def path_of_projection(
-    device: torch.device, dtype: torch.dtype, d_out: int, d_in: int, rank: int, inputs: int
+    device: torch.device,
+    dtype: torch.dtype,
+    d_out: int,
+    d_in: int,
+    rank: int,
+    inputs: int,
+    from_z: bool = False,
 ) -> Literal["triton", "torch"]:
-    """The path of one projection: by setting, device, dtype and shape; never by the number of rows."""
-    return _path(device.type, dtype, key(dtype, d_out, d_in, rank, inputs))
+    """The path of one projection: by setting, device, dtype and shape; never by the number of rows. `from_z`: one that
+    goes on from a shared x Uᵀ."""
+    return _path(device.type, dtype, key(dtype, d_out, d_in, rank, inputs) + (" from z" if from_z else ""))
+
+
+def path_of_start(
+    device: torch.device, dtype: torch.dtype, d_in: int, rank: int, inputs: int, norm: bool = False
+) -> Literal["triton", "torch"]:
+    """The path of x Uᵀ made by itself, or, with `norm`, of a LayerNorm that makes it in one kernel (`torch`: the site
+    makes its own)."""
+    return _path(device.type, dtype, key(dtype, rank, d_in, rank, inputs) + (" norm" if norm else " z"))
 
 
 def path_for(x: Tensor, weight: Tensor, down: Tensor, inputs: int) -> Literal["triton", "torch"]:
@@ -121,22 +136,6 @@ def path_for(x: Tensor, weight: Tensor, down: Tensor, inputs: int) -> Literal["t
     if not x.dtype == weight.dtype == down.dtype:
         return "torch"
     return path_of_projection(x.device, x.dtype, *weight.shape, down.shape[0], inputs)
-
-
-def path_of_low_rank(x: Tensor, down: Tensor, inputs: int) -> Literal["triton", "torch"]:
-    """The path of `low_rank`, which a few sites share."""
-    if x.dtype != down.dtype:
-        return "torch"
-    rank = down.shape[0]
-    return _path(x.device.type, x.dtype, f"{key(x.dtype, rank, x.shape[1], rank, inputs)} z")
-
-
-def path_from(x: Tensor, weight: Tensor, z: Tensor, inputs: int) -> Literal["triton", "torch"]:
-    """The path of `prompted_linear_from`, for the tensors of a call."""
-    if not x.dtype == weight.dtype == z.dtype:
-        return "torch"
-    shape = key(x.dtype, *weight.shape, z.shape[1] // inputs, inputs)
-    return _path(x.device.type, x.dtype, f"{shape} from z")
 
 
 def path_of_reconstruction(slices: Tensor) -> Literal["triton", "torch"]:

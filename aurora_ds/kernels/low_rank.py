@@ -2,7 +2,7 @@
 
 Shapes: x (…, inputs·w_in), U (R, w_in), z (…, inputs·R), one R per input block. Cost: 2·M·R·d_in FLOPs forward, twice
 that backward, per input and no longer per site; dz arrives as the sum over the sites, so that dU = dzᵀ x is one product
-too. PyTorch's own linear is the twin; `gpu/projection.py` has the Triton path.
+too. PyTorch's own linear is the twin; `gpu/products.py` has the Triton path.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from aurora_ds.kernels import choice
 def _fused(x: Tensor, down: Tensor) -> Tensor:
     if not choice.triton_runs_on(x.device.type):
         return twin(x, down)
-    from aurora_ds.kernels.gpu import projection
+    from aurora_ds.kernels.gpu import products
 
-    return projection.low_rank(x, down, x.shape[1] // down.shape[1], 0.0, None)
+    return products.low_rank(x, down, x.shape[1] // down.shape[1], 0.0, None)
 
 
 @_fused.register_fake
@@ -39,9 +39,9 @@ def _fused_backward(
     if needs_x:
         dx = (dz @ down).view(x.shape)
     if needs_down and choice.triton_runs_on(x.device.type):
-        from aurora_ds.kernels.gpu import projection
+        from aurora_ds.kernels.gpu import products
 
-        ddown = projection.down_gradient(x, dz, down)
+        ddown = products.down_gradient(x, dz, down)
     elif needs_down:
         ddown = dz.t() @ x.reshape(-1, width)
     return dx, ddown
@@ -74,6 +74,8 @@ def twin(x: Tensor, down: Tensor) -> Tensor:
 def low_rank(x: Tensor, down: Tensor, inputs: int = 1) -> Tensor:
     """z (…, inputs·R) from x (…, inputs·w_in), any strides, and U (R, w_in); gradients flow to both."""
     flat = x.reshape(-1, x.shape[-1])
-    path = choice.path_of_low_rank(flat, down, inputs)
+    rank, path = down.shape[0], "torch"
+    if x.dtype == down.dtype:
+        path = choice.path_of_start(x.device, x.dtype, x.shape[-1], rank, inputs)
     z = _fused(flat, down) if path == "triton" else twin(flat, down)
-    return z.view(*x.shape[:-1], inputs * down.shape[0])
+    return z.view(*x.shape[:-1], inputs * rank)

@@ -189,7 +189,11 @@ def prompted_linear_from(
     Gradients flow to x, z, mix and diagonal; what reaches x through U, it reaches through z.
     """
     flat, low = x.reshape(-1, x.shape[-1]), z.reshape(-1, z.shape[-1])
-    if choice.path_from(flat, weight, low, inputs) == "triton":
+    path = "torch"
+    if x.dtype == weight.dtype == z.dtype:
+        rank = low.shape[1] // inputs
+        path = choice.path_of_projection(x.device, x.dtype, *weight.shape, rank, inputs, from_z=True)
+    if path == "triton":
         y = _fused(flat, low, weight, bias, mix, diagonal, inputs, scale, dropout, seed)
     else:
         mix = dense_mix(mix, diagonal, inputs)

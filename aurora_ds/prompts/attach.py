@@ -19,7 +19,7 @@ from aurora_ds.errors import AuroraError
 from aurora_ds.kernels import dense_mix, merge, update
 from aurora_ds.presets import PROMPT_PRESETS, with_prompt_preset
 from aurora_ds.prompts.factors import FactorBank, PromptSite, PromptValues
-from aurora_ds.prompts.prompted_linear import PromptedHead, PromptedLinear
+from aurora_ds.prompts.prompted_linear import PromptedHead, PromptedLinear, PromptedNorm
 from aurora_ds.prompts.query_transform import QueryTransform
 
 
@@ -34,6 +34,7 @@ class Prompts(nn.Module):
         self.config, self.sites = config, sites
         self._model, self._paths = (model,), paths
         self.gate_layers: list[tuple[str, int]] = []
+        self.normed: list[int] = []  # sites whose LayerNorm may make their x Uᵀ
         self.head_paths: dict[str, str] = {}
         self.banks = nn.ModuleDict()
         self.active: str | None = None
@@ -267,6 +268,10 @@ def attach(
         _replace(
             model, site.module_path, PromptedLinear(model.get_submodule(site.module_path), prompts, index)
         )
+        norm = getattr(site, "norm", None)
+        if norm is not None:
+            _replace(model, norm, PromptedNorm(_norm(model, norm, specs[index]), prompts, index))
+            prompts.normed.append(index)
     for name, path in prompts.head_paths.items():
         _replace(model, path, PromptedHead(model.get_submodule(path), prompts, name))
     if config.query_transform:
@@ -296,6 +301,18 @@ def _linear(model: nn.Module, path: str, what: str) -> nn.Linear:
                 "calling them, so that a prompt there would have no effect. Use a backbone whose linears are called."
             )
     return linear
+
+
+def _norm(model: nn.Module, path: str, site: PromptSite) -> nn.LayerNorm:
+    """The LayerNorm before a site, which must make the site's x as one block."""
+    norm = model.get_submodule(path)
+    fits = isinstance(norm, nn.LayerNorm) and norm.bias is not None and norm.weight.shape == (site.width_in,)
+    if not fits or site.inputs > 1:
+        raise AuroraError(
+            f"Site '{site.name}': '{path}' ({norm}) is no LayerNorm with weight and bias over the {site.width_in} "
+            "numbers that the site reads as one block. Leave the site's `norm` empty."
+        )
+    return norm
 
 
 def _choose(sites: Sequence[Any], patterns: Sequence[str]) -> list[Any]:

@@ -7,7 +7,14 @@ from typing import Literal
 import torch
 
 from aurora_ds.errors import AuroraError
-from aurora_ds.kernels import choice, prompted_linear, reconstruct
+from aurora_ds.kernels import (
+    choice,
+    low_rank,
+    norm_low_rank,
+    prompted_linear,
+    prompted_linear_from,
+    reconstruct,
+)
 from aurora_ds.prompts.attach import Prompts
 
 
@@ -26,16 +33,28 @@ def warm_up(prompts: Prompts, device: torch.device, dtype: torch.dtype) -> int:
     and the reconstruction. Returns how many shapes take the Triton path; where Triton cannot run, none does."""
     if not choice.triton_runs_on(device.type):
         return 0
-    config, shapes = prompts.config, {}
-    for site in prompts.sites:
+    rank, shapes, found = prompts.config.rank, {}, 0
+    for index, site in enumerate(prompts.sites):
+        shapes.setdefault((site.width_out, site.width_in, site.outputs, site.inputs), []).append(index)
+    for indices in shapes.values():
+        site = prompts.sites[indices[0]]
         d_out, d_in = site.outputs * site.width_out, site.inputs * site.width_in
-        if choice.path_of_projection(device, dtype, d_out, d_in, config.rank, site.inputs) == "triton":
-            shapes[(d_out, d_in, site.outputs, site.inputs)] = site
-    for site in shapes.values():
-        _run_once(prompts, site, device, dtype)
+        example = _Example(prompts, indices[0], device, dtype)
+        paths = [
+            choice.path_of_projection(device, dtype, d_out, d_in, rank, site.inputs, from_z=each)
+            for each in (False, True)
+        ]
+        starts = [choice.path_of_start(device, dtype, d_in, rank, site.inputs)]
+        if set(indices) & set(prompts.normed):
+            starts.append(choice.path_of_start(device, dtype, d_in, rank, 1, norm=True))
+        if paths[0] == "triton":
+            example.project()
+        if "triton" in (paths[1], *starts):
+            example.project_from_z(norm="triton" in starts[1:])
+        found += "triton" in (*paths, *starts)
     if prompts.sites and not prompts.bank.goes_without_mix(device, dtype):
         _reconstruct_once(prompts, device, dtype)
-    return len(shapes)
+    return found
 
 
 def _reconstruct_once(prompts: Prompts, device: torch.device, dtype: torch.dtype) -> None:
@@ -46,33 +65,49 @@ def _reconstruct_once(prompts: Prompts, device: torch.device, dtype: torch.dtype
     torch.autograd.grad(mixes, [*up, slices], [torch.zeros_like(mix) for mix in mixes])
 
 
-def _run_once(prompts: Prompts, site, device: torch.device, dtype: torch.dtype) -> None:
-    """One projection of the site's shape, with dropout and without, and its gradients."""
-    config = prompts.config
+class _Example:
+    """A few rows through a site of some shape, with dropout and without, and their gradients."""
 
-    def zeros(*shape: int, dtype: torch.dtype = dtype, graph: bool = False) -> torch.Tensor:
-        return torch.zeros(shape, dtype=dtype, device=device, requires_grad=graph)
+    def __init__(self, prompts: Prompts, index: int, device: torch.device, dtype: torch.dtype) -> None:
+        config, site = prompts.config, prompts.sites[index]
 
-    d_out, d_in = site.outputs * site.width_out, site.inputs * site.width_in
-    weight, bias, down = zeros(d_out, d_in), zeros(d_out), zeros(config.rank, site.width_in, graph=True)
-    diagonal = None
-    if prompts.bank.goes_without_mix(device, dtype):
-        mix = zeros(site.width_out, config.rank, graph=True)
-        diagonal = zeros(site.columns, config.rank, dtype=torch.float32, graph=True)
-    else:
-        mix = zeros(d_out, site.inputs * config.rank, graph=True)
-    x, leaves = zeros(32, d_in, graph=True), [down, mix] if diagonal is None else [down, mix, diagonal]
-    for dropout in {0.0, config.dropout if config.dropout_position == "shared" else 0.0}:
-        y = prompted_linear(
-            x,
-            weight,
-            bias,
-            down,
-            mix,
-            diagonal,
-            inputs=site.inputs,
-            scale=config.scale,
-            dropout=dropout,
-            seed=torch.tensor(1 << 40),  # drawn seeds belong to the steps
-        )
-        torch.autograd.grad(y, [x, *leaves], torch.zeros_like(y))
+        def zeros(*shape: int, dtype: torch.dtype = dtype, graph: bool = False) -> torch.Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device, requires_grad=graph)
+
+        d_out, d_in = site.outputs * site.width_out, site.inputs * site.width_in
+        self.frozen = zeros(d_out, d_in), zeros(d_out)
+        self.norm = zeros(d_in), zeros(d_in)
+        self.x, self.down = zeros(32, d_in, graph=True), zeros(config.rank, site.width_in, graph=True)
+        if prompts.bank.goes_without_mix(device, dtype):
+            diagonal = zeros(site.columns, config.rank, dtype=torch.float32, graph=True)
+            self.factors = [zeros(site.width_out, config.rank, graph=True), diagonal]
+        else:
+            self.factors = [zeros(d_out, site.inputs * config.rank, graph=True)]
+        self.settings = {
+            "inputs": site.inputs,
+            "scale": config.scale,
+            "seed": torch.tensor(1 << 40),  # drawn seeds belong to the steps
+        }
+        self.dropouts = {0.0, config.dropout if config.dropout_position == "shared" else 0.0}
+
+    def project(self) -> None:
+        for dropout in self.dropouts:
+            y = prompted_linear(
+                self.x, *self.frozen, self.down, *self.factors, dropout=dropout, **self.settings
+            )
+            self._gradients(y)
+
+    def project_from_z(self, norm: bool) -> None:
+        for dropout in self.dropouts:
+            if norm:
+                h, z = norm_low_rank(self.x, *self.norm, self.down, 1e-6)
+                self._gradients(
+                    prompted_linear_from(h, z, *self.frozen, *self.factors, dropout=dropout, **self.settings)
+                )
+            z = low_rank(self.x, self.down, self.settings["inputs"])
+            self._gradients(
+                prompted_linear_from(self.x, z, *self.frozen, *self.factors, dropout=dropout, **self.settings)
+            )
+
+    def _gradients(self, y: torch.Tensor) -> None:
+        torch.autograd.grad(y, [self.x, self.down, *self.factors], torch.zeros_like(y))

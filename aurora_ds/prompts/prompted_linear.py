@@ -13,7 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aurora_ds.kernels import draw_seed, low_rank, prompted_linear, prompted_linear_from
+from aurora_ds.kernels import (
+    choice,
+    draw_seed,
+    low_rank,
+    norm_low_rank,
+    prompted_linear,
+    prompted_linear_from,
+)
 
 if TYPE_CHECKING:
     from aurora_ds.prompts.attach import Prompts
@@ -86,6 +93,26 @@ class PromptedLinear(nn.Module):
         if site.modality == "vision":
             mixed = F.dropout(mixed, dropout)
         return F.linear(mixed, up).flatten(-2)
+
+
+class PromptedNorm(nn.Module):
+    """The LayerNorm before a site. Where choices.json says that one kernel pays, it makes the site's x Uᵀ as well."""
+
+    def __init__(self, norm: nn.LayerNorm, prompts: Prompts, index: int) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+        self._prompts = (prompts,)
+        self.index = index
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """x (…, d) -> h (…, d), or h and the site's `start` (…, R), both to be handed to the site."""
+        prompts = self._prompts[0]
+        if prompts.values is not None and prompts.merged is None:
+            down = prompts.values.down[self.weight.shape[0]]
+            path = choice.path_of_start(x.device, x.dtype, *down.shape[::-1], 1, norm=True)
+            if path == "triton" and x.dtype == self.weight.dtype == down.dtype:
+                return norm_low_rank(x, self.weight, self.bias, down, self.eps)
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
 class PromptedHead(nn.Module):

@@ -205,3 +205,30 @@ def masked(z: Tensor, inputs: int, dropout: float, seed: Tensor | None) -> Tenso
         **tiles.options(4, 2),
     )
     return out
+
+
+def low_rank(x: Tensor, down: Tensor, inputs: int, dropout: float, seed: Tensor | None) -> Tensor:
+    """z (M, inputs·R) = mask ∘ x Uᵀ."""
+    rank, width_in = down.shape
+    return skinny(
+        x,
+        down.contiguous(),
+        None,
+        1.0,
+        dropout,
+        seed,
+        inner=width_in,
+        blocks=1,
+        pieces=inputs,
+        rank=rank,
+        x_piece=width_in,
+        q_piece=0,
+        q_steps=(1, width_in),
+        shared=False,
+    )
+
+
+def down_gradient(x: Tensor, dz: Tensor, down: Tensor) -> Tensor:
+    """dU (R, w_in) from x (M, inputs·w_in) and dz (M·inputs, R)."""
+    width_in = down.shape[1]
+    return reduce(x, dz, width_in, x.shape[1] // width_in, 1.0, down.dtype, transposed=True)

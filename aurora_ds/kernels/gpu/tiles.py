@@ -61,6 +61,15 @@ def skinny_tiles(dtype: torch.dtype) -> Tiles:
     return Tiles(64, 64, 64, 4, 2 if target().startswith("gfx") else 4)
 
 
+def norm_tiles(dtype: torch.dtype) -> Tiles:
+    """Of a LayerNorm with a skinny product in it: few rows, so that many programs wait for memory at once."""
+    if target() == "interpreter":
+        return _SMALL
+    if dtype == torch.float32:
+        return Tiles(32, 32, 16, 4, 2)
+    return Tiles(64, 64, 64, 4, 2)
+
+
 def reduction_tiles(dtype: torch.dtype) -> Tiles:
     """Of xᵀ dz and dyᵀ z: `inner` are the rows that are summed at a time; their columns are the rank tile."""
     if target() == "interpreter":
