@@ -48,7 +48,10 @@ class RetrievalConfig(Section):
 class GenerationConfig(Section):
     """How text is written token by token. Lengths count the prompt (captions) or the first token (answers)."""
 
-    method: Literal["beam", "greedy", "nucleus"] = "beam"
+    method: Literal["beam", "greedy", "nucleus", "penalised_beam"] = Field(
+        "beam",
+        description="penalised_beam: as mPLUG's published code, whose texts may go on behind their end",
+    )
     beams: PositiveInt = Field(3, description="texts kept per image; beam search alone")
     max_length: PositiveInt = 20
     min_length: int = Field(5, ge=0, description="no text ends before it has this many tokens")

@@ -56,7 +56,7 @@ def generation_arguments(settings: GenerationConfig) -> dict[str, Any]:
     return {
         "max_length": settings.max_length,
         "min_length": settings.min_length,
-        "num_beams": settings.beams if settings.method == "beam" else 1,
+        "num_beams": settings.beams if settings.method in ("beam", "penalised_beam") else 1,
         "repetition_penalty": settings.repetition_penalty,
         **(drawn if settings.method == "nucleus" else {"do_sample": False}),
     }

@@ -7,30 +7,20 @@ summed log-probability, end token included, over its length with the prompt and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from aurora_ds.backbones.decoder import TextDecoder
-from aurora_ds.backbones.text import KeysValues, KeyValueCache
 from aurora_ds.config import GenerationConfig
 from aurora_ds.errors import AuroraError
 from aurora_ds.tasks.negatives import draw, keyed_uniform
+from aurora_ds.tasks.penalised_beam import Hypothesis, hypotheses
+from aurora_ds.tasks.writer import Context, Writer
 
+__all__ = ["Context", "Written", "nucleus", "write"]
 SAMPLING_STREAM = 2  # of the keyed numbers; 0 and 1 are those of hard negatives
-
-
-@dataclass
-class Context:
-    """What each text is about: per layer keys and values (B, heads, N, d), and which of the N are padding."""
-
-    kv: Sequence[KeysValues]
-    mask: Tensor | None = None  # (B, N), 1 = token
-
-    def __len__(self) -> int:
-        return self.kv[0][0].shape[0]
 
 
 @dataclass
@@ -71,58 +61,16 @@ def write(
             f"generation.min_length={settings.min_length} exceeds generation.max_length={settings.max_length}."
         )
     if settings.method == "beam":
-        return _beam(_Writer(decoder, context, prompt, len(context), settings, end, pad))
+        return _beam(Writer(decoder, context, prompt, len(context), settings, end, pad))
+    if settings.method == "penalised_beam":
+        writer = Writer(decoder, context, prompt, len(context), settings, end, pad)
+        return _kept(writer, [best[0] for best in hypotheses(writer)])
     if keys is None or settings.method == "greedy":
         keys = torch.arange(len(context), device=prompt.device)
-    return _single(_Writer(decoder, context, prompt, len(keys), settings, end, pad), keys, seed)
+    return _single(Writer(decoder, context, prompt, len(keys), settings, end, pad), keys, seed)
 
 
-class _Writer:
-    """The decoder with its cache, one step at a time."""
-
-    def __init__(
-        self,
-        decoder: TextDecoder,
-        context: Context,
-        prompt: Tensor,
-        rows: int,
-        settings: GenerationConfig,
-        end: int,
-        pad: int,
-    ) -> None:
-        self.decoder, self.context, self.settings, self.end, self.pad = decoder, context, settings, end, pad
-        self.ids = prompt.expand(rows, -1)  # (rows, length so far)
-        self.cache = KeyValueCache()
-
-    def logits(self) -> Tensor:
-        """Logits (rows, V) of the next token, fp32 or wider. Rows are in groups of one size per image."""
-        new = self.ids[:, self.cache.length :]
-        group = len(self.ids) // len(self.context)
-        states = self.decoder(
-            new, None, self.context.kv, self.context.mask, group_size=group, cache=self.cache
-        )
-        logits = self.decoder.scores(states[:, -1])
-        return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
-
-    def adjusted(self, scores: Tensor) -> Tensor:
-        """Repetition penalty and least length on scores (rows, V)."""
-        penalty = self.settings.repetition_penalty
-        if penalty != 1.0:
-            own = scores.gather(1, self.ids)
-            scores = scores.scatter(1, self.ids, torch.where(own < 0, own * penalty, own / penalty))
-        if self.ids.shape[1] < self.settings.min_length:
-            scores = scores.index_fill(1, torch.tensor([self.end], device=scores.device), -torch.inf)
-        return scores
-
-    def append(self, tokens: Tensor, rows: Tensor | None = None) -> None:
-        """One token per row, tokens (rows,); with `rows`, row i continues what row `rows[i]` was."""
-        if rows is not None:
-            self.ids = self.ids[rows]
-            self.cache.reorder(rows)
-        self.ids = torch.cat([self.ids, tokens[:, None]], dim=1)
-
-
-def _single(writer: _Writer, keys: Tensor, seed: int) -> Written:
+def _single(writer: Writer, keys: Tensor, seed: int) -> Written:
     """Greedy or nucleus: one text per row, one token at a time."""
     settings = writer.settings
     open_rows = torch.ones(len(writer.ids), dtype=torch.bool, device=writer.ids.device)
@@ -181,7 +129,7 @@ class _Best:
         return len(self.texts) == self.most and self.worst() >= best_total / length
 
 
-def _beam(writer: _Writer) -> Written:
+def _beam(writer: Writer) -> Written:
     """Beam search. The first step has one row per image, since all texts begin alike."""
     images, beams, device = len(writer.context), writer.settings.beams, writer.ids.device
     vocabulary = writer.decoder.cls.predictions.bias.numel()
@@ -214,7 +162,7 @@ def _beam(writer: _Writer) -> Written:
 
 
 def _step(
-    writer: _Writer,
+    writer: Writer,
     best: list[_Best],
     done: list[bool],
     leading: list[list[float]],
@@ -250,7 +198,15 @@ def _step(
     return rows, tokens, totals
 
 
-def _collect(writer: _Writer, chosen: list[tuple[float, list[int]]]) -> Written:
+def _kept(writer: Writer, chosen: list[Hypothesis]) -> Written:
+    """Rows of the chosen texts as they are, then padding."""
+    ids = writer.ids.new_full((len(chosen), max(len(each.ids) for each in chosen)), writer.pad)
+    for row, each in enumerate(chosen):
+        ids[row, : len(each.ids)] = torch.tensor(each.ids, device=ids.device)
+    return Written(ids, torch.tensor([each.score for each in chosen], device=ids.device))
+
+
+def _collect(writer: Writer, chosen: list[tuple[float, list[int]]]) -> Written:
     """Rows of the chosen texts: the end token where it fits, then padding."""
     most = min(max(len(text) for _, text in chosen) + 1, writer.settings.max_length)
     ids = writer.ids.new_full((len(chosen), most), writer.pad)

@@ -220,7 +220,9 @@ class CaptionWiring(Wiring):
         """How many media were judged, and what decided what was written about them."""
         config, generation = self.config, self.config.caption.generation
         clips = len(medium_shape(config, open_manifest(config), config.data.eval_split)) == 4
-        own = {"beam": ("beams",), "nucleus": ("top_p", "top_k")}.get(generation.method, ())
+        own = {"beam": ("beams",), "penalised_beam": ("beams",), "nucleus": ("top_p", "top_k")}.get(
+            generation.method, ()
+        )
         always = ("method", "max_length", "min_length", "repetition_penalty")
         written = {name: getattr(generation, name) for name in (*always, *own)}
         frames = {"frames": config.data.video.frames, "sampling": config.data.video.eval_sampling}
@@ -236,6 +238,7 @@ class CaptionWiring(Wiring):
         media, written = "images" if "images" in record else "clips", record["generation"]
         how = {
             "beam": f"{written.get('beams')} beams",
+            "penalised_beam": f"{written.get('beams')} penalised beams",
             "greedy": "greedy",
             "nucleus": f"nucleus, top p {written.get('top_p')}",
         }[written["method"]]

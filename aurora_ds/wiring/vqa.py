@@ -283,6 +283,7 @@ def described(generation: GenerationConfig) -> str:
     """How text was written, in a few words."""
     how = {
         "beam": f"{generation.beams} beams",
+        "penalised_beam": f"{generation.beams} penalised beams",
         "greedy": "greedy",
         "nucleus": f"nucleus p {generation.top_p:g}",
     }[generation.method]
