@@ -78,7 +78,7 @@ def backbone(folder: Path) -> dict[str, Any]:
     model = new_model(BackboneConfig.model_validate(section))
     with torch.no_grad():  # as it is born, every phrase would get the same box
         for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
+            parameter.add_(torch.randn_like(parameter) * 0.3)
     save_file(to_published(model), folder / "tiny.safetensors")
     return section | {"checkpoint": str(folder / "tiny.safetensors")}
 
