@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 RIGHT, WRONG, INK, PAPER, FAINT = (22, 128, 57), (200, 30, 30), (25, 25, 25), (255, 255, 255), (225, 225, 225)
 THUMBNAIL, FRAME, GAP, LABEL = 144, 5, 10, 20
-TEXT_SIZE, LINE = 15, 20
+TEXT_SIZE, LINE, BETWEEN = 15, 20, 8  # of texts; between one and the next mark
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,17 @@ class Query:
     answers: Sequence[Answer]
 
 
-def gallery(queries: Sequence[Query], columns: int = 5) -> np.ndarray:
+def gallery(queries: Sequence[Query], columns: int = 5, ranked: bool = False) -> np.ndarray:
     """Draw the rows. Returns uint8 (3, height, width), as TensorBoard takes it.
 
-    At most `columns` answers are drawn per query. An empty list of queries gives a small note that says so.
+    At most `columns` answers are drawn per query; with `ranked` they are numbered. An empty list of queries gives a
+    small note that says so.
     """
     font = _font()
     cell = THUMBNAIL + 2 * FRAME + GAP
     left = 2 * THUMBNAIL
     width = GAP + left + GAP + columns * cell
-    rows = [_row(query, columns, left, width, font) for query in queries]
+    rows = [_row(query, columns, ranked, left, width, font) for query in queries]
     if not rows:
         note = Image.new("RGB", (width, 3 * LINE), PAPER)
         ImageDraw.Draw(note).text((GAP, LINE), "No queries to show.", INK, font)
@@ -58,13 +59,15 @@ def gallery(queries: Sequence[Query], columns: int = 5) -> np.ndarray:
     return np.ascontiguousarray(np.asarray(page).transpose(2, 0, 1))
 
 
-def _row(query: Query, columns: int, left: int, width: int, font: ImageFont.ImageFont) -> Image.Image:
+def _row(
+    query: Query, columns: int, ranked: bool, left: int, width: int, font: ImageFont.ImageFont
+) -> Image.Image:
     answers = list(query.answers)[:columns]
     lines = [
         _wrap(answer.item, width - left - 5 * GAP, font) if isinstance(answer.item, str) else []
         for answer in answers
     ]  # A caption takes its lines and the line of its mark.
-    text_height = sum((1 + len(wrapped)) * LINE for wrapped in lines if wrapped) + GAP
+    text_height = sum((1 + len(wrapped)) * LINE + BETWEEN for wrapped in lines if wrapped) + GAP
     height = max(THUMBNAIL + 2 * FRAME + LABEL, text_height) + 2 * GAP
     row = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(row)
@@ -78,13 +81,15 @@ def _row(query: Query, columns: int, left: int, width: int, font: ImageFont.Imag
     for place, (answer, wrapped) in enumerate(zip(answers, lines, strict=True), start=1):
         colour = INK if answer.right is None else RIGHT if answer.right else WRONG
         score = "" if answer.score is None else f"  {answer.score:.3f}"
-        mark = f"{place} {answer.label or ('right' if answer.right else 'wrong')}{score}"
+        mark = (
+            f"{f'{place} ' if ranked else ''}{answer.label or ('right' if answer.right else 'wrong')}{score}"
+        )
         if isinstance(answer.item, str):
             draw.rectangle((x, y + 3, x + FRAME, y + (1 + len(wrapped)) * LINE - 4), colour)
             draw.text((x + 2 * GAP, y), mark, colour, font)
             for number, line in enumerate(wrapped, start=1):
                 draw.text((x + 2 * GAP, y + number * LINE), line, INK, font)
-            y += (1 + len(wrapped)) * LINE
+            y += (1 + len(wrapped)) * LINE + BETWEEN
         else:
             side = THUMBNAIL + 2 * FRAME
             draw.rectangle((x, y, x + side - 1, y + side - 1), colour)

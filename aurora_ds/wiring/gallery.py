@@ -37,4 +37,4 @@ def retrieval_gallery(config: RunConfig, tokenizer: Any, result: RetrievalResult
         ]
         queries.append(Query(texts["captions"][text], answers))
     reader.close()
-    return gallery(queries, SHOWN)
+    return gallery(queries, SHOWN, ranked=True)

@@ -41,6 +41,13 @@ def test_rows_are_stacked_and_more_answers_than_columns_are_left_out() -> None:
     assert two.shape[1] == 2 * one.shape[1] and two.shape[2] == one.shape[2]
 
 
+def test_only_ranked_answers_are_numbered() -> None:
+    query = Query(picture(9, 9), [Answer("a caption", None, label="written")] * 2)
+    plain, numbered = gallery([query])[:, :, 300:], gallery([query], ranked=True)[:, :, 300:]
+    ink = [int((page < 200).any(0).sum()) for page in (plain, numbered)]
+    assert ink[0] < ink[1] and plain.shape == numbered.shape
+
+
 def test_no_queries_empty_texts_and_words_without_end_are_drawn() -> None:
     assert gallery([]).shape[0] == 3
     gallery([Query("", []), Query("x" * 500, [Answer("y" * 900, False), Answer("", True)])])
