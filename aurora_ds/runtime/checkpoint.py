@@ -23,14 +23,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
-from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
 from aurora_ds.errors import AuroraError
-from aurora_ds.runtime import process_group
+from aurora_ds.runtime import process_group, tensor_file
 from aurora_ds.runtime.disk import explained, replace_text, sync_folder, write_synced
 from aurora_ds.runtime.engine import Engine
 
@@ -256,7 +254,7 @@ def _write_folder(
     path: Path, files: dict[str, dict[str, Tensor]], adapter_config: dict[str, Any], record: dict[str, Any]
 ) -> None:
     temporary = path.parent / f"{_TEMPORARY}{path.name}"
-    contents: dict[str, bytes] = {}
+    contents: dict[str, list[bytes | memoryview]] = {}
     try:
         if not path.parent.is_dir():
             path.parent.mkdir(parents=True)
@@ -266,24 +264,32 @@ def _write_folder(
             for left_over in path.parent.glob(f"{kind}*"):
                 shutil.rmtree(left_over, ignore_errors=True)
         temporary.mkdir()
-        contents[ADAPTER_CONFIG] = json.dumps(adapter_config, indent=1, sort_keys=True).encode()
-        for name, tensors in files.items():
-            contents[name] = _to_bytes(tensors, name)
-        facts = {}
+        files = {name: _on_cpu(tensors, name) for name, tensors in files.items()}
+        contents[ADAPTER_CONFIG] = [json.dumps(adapter_config, indent=1, sort_keys=True).encode()]
+        contents |= {name: tensor_file.pieces(tensors) for name, tensors in files.items()}
         for name, content in contents.items():
-            write_synced(temporary / name, content)
-            facts[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        record = {"schema": SCHEMA, **record, "files": facts, "versions": versions()}
-        write_synced(temporary / STATE, json.dumps(record, indent=1).encode())
-        verify(temporary)
+            write_synced(temporary / name, *content)
         for name, tensors in files.items():
             _compare(temporary / name, tensors)
+        _compare_text(temporary / ADAPTER_CONFIG, contents[ADAPTER_CONFIG])
+        facts = {
+            name: {
+                "bytes": (temporary / name).stat().st_size,
+                "sha256": tensor_file.sha256(temporary / name),
+            }
+            for name in contents
+        }
+        record = {"schema": SCHEMA, **record, "files": facts, "versions": versions()}
+        contents[STATE] = [json.dumps(record, indent=1).encode()]
+        write_synced(temporary / STATE, *contents[STATE])
+        _compare_text(temporary / STATE, contents[STATE])
         sync_folder(temporary)
         _put_in_place(temporary, path)
         replace_text(path.parent / LATEST, path.name)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)  # before the free space is measured
-        raise explained(error, path, sum(map(len, contents.values()))) from error
+        size = sum(len(piece) for content in contents.values() for piece in content)
+        raise explained(error, path, size) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -311,30 +317,33 @@ def _prune(folder: Path, keep_last: int) -> None:
             shutil.rmtree(going, ignore_errors=True)
 
 
-def _to_bytes(tensors: dict[str, Tensor], name: str) -> bytes:
+def _on_cpu(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The tensors of the file `name`, contiguous. Raises AuroraError when a value is not finite."""
     whole = {key: value.detach().to("cpu").contiguous() for key, value in tensors.items()}
-    for key, value in whole.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise AuroraError(
-                f"{key} in {name} holds values that are not finite, so no checkpoint was written; the last good "
-                "one is kept. Lower train.lr, set train.clip_norm, or resume from the last good checkpoint with "
-                "another precision."
-            )
-    # Tensors that share memory would be refused or stored twice; each is its own here.
-    return tensors_to_bytes({key: value.clone() for key, value in whole.items()})
+    for key in tensor_file.not_finite(whole):
+        raise AuroraError(
+            f"{key} in {name} holds values that are not finite, so no checkpoint was written; the last good "
+            "one is kept. Lower train.lr, set train.clip_norm, or resume from the last good checkpoint with "
+            "another precision."
+        )
+    return whole
 
 
 def _compare(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Read a file back as a resumed run would, and require the very tensors that were to be saved."""
-    stored = _read_tensors(path)
-    for name in stored.keys() | tensors.keys():
-        if name not in stored or name not in tensors:
-            raise AuroraError(
-                f"The check after saving failed: {name} is in only one of memory and {path.name}."
-            )
-        saved, wanted = stored[name], tensors[name].detach().to("cpu")
-        if saved.shape != wanted.shape or not torch.equal(saved, wanted):
-            raise AuroraError(f"The check after saving failed: {name} in {path.name} is not what was saved.")
+    """Open a file as a resumed run would, and require the very tensors that were to be saved."""
+    try:
+        wrong = tensor_file.differences(path, tensors)
+    except SafetensorError as error:
+        raise AuroraError(f"The check after saving failed: {path.name} cannot be read ({error}).") from error
+    if wrong:
+        raise AuroraError(
+            f"The check after saving failed: {', '.join(wrong)} in {path.name} is not what was saved."
+        )
+
+
+def _compare_text(path: Path, content: list[bytes]) -> None:
+    if path.read_bytes() != b"".join(content):
+        raise AuroraError(f"The check after saving failed: {path.name} is not what was saved.")
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

@@ -12,10 +12,10 @@ from aurora_ds.errors import AuroraError
 _TEMPORARY = ".writing-"
 
 
-def write_synced(path: Path, content: bytes) -> None:
-    """Write a file and wait until the disk has it."""
+def write_synced(path: Path, *pieces: bytes | memoryview) -> None:
+    """Write a file, piece by piece, and wait until the disk has it."""
     with open(path, "wb") as file:
-        file.write(content)
+        file.writelines(pieces)
         file.flush()
         os.fsync(file.fileno())
 

@@ -20,7 +20,7 @@ import torch
 from toy_task import global_batch
 
 from aurora_ds.errors import AuroraError
-from aurora_ds.runtime import checkpoint
+from aurora_ds.runtime import checkpoint, tensor_file
 
 
 def adapter_files(values: dict) -> tuple[dict, dict]:
@@ -273,11 +273,11 @@ def test_a_full_disk_while_saving_keeps_the_last_good_one(
     good = save(tmp_path, 1)
     written = checkpoint.write_synced
 
-    def full(path: Path, content: bytes) -> None:
+    def full(path: Path, *content: bytes) -> None:
         if path.name == "optimizer.safetensors":
-            written(path, content[: len(content) // 2])
+            written(path, *content[: len(content) // 2])
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        written(path, content)
+        written(path, *content)
 
     monkeypatch.setattr(checkpoint, "write_synced", full)
     with pytest.raises(AuroraError, match="disk is full.*Earlier checkpoints are kept"):
@@ -342,11 +342,9 @@ def test_an_output_that_is_a_file_is_a_clear_error(tmp_path: Path) -> None:
 def test_what_was_written_is_compared_with_what_was_meant(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = checkpoint.tensors_to_bytes
+    original = tensor_file.pieces
     monkeypatch.setattr(
-        checkpoint,
-        "tensors_to_bytes",
-        lambda tensors: original({k: v.reshape(-1)[:0] for k, v in tensors.items()}),
+        tensor_file, "pieces", lambda tensors: original({k: v.reshape(-1)[:0] for k, v in tensors.items()})
     )
     with pytest.raises(AuroraError, match="check after saving failed: p in adapter_model.safetensors"):
         save(tmp_path, 1)

@@ -197,9 +197,9 @@ def test_the_imagined_disk_shows_a_writer_that_does_not_wait(
 ) -> None:
     """Without fsync the same test must fail."""
 
-    def write(path: Path, content: bytes) -> None:
+    def write(path: Path, *content: bytes) -> None:
         with open(path, "wb") as file:
-            file.write(content)
+            file.writelines(content)
 
     monkeypatch.setattr(checkpoint, "write_synced", write)
     with pytest.raises(AuroraError, match="damaged"):
