@@ -138,8 +138,6 @@ def plain_step(dropout: float, preset: str, sizes: dict[str, int], kernels: str)
 
 
 def aurora_step(dropout: float, preset: str, sizes: dict[str, int], kernels: str):
-    from captions import padded
-
     from aurora_ds.assemble import build_task
     from aurora_ds.config import RunConfig
 
@@ -152,20 +150,23 @@ def aurora_step(dropout: float, preset: str, sizes: dict[str, int], kernels: str
     task = build_task(config).task
 
     def step(batch: dict[str, Any], number: int):
-        ids, mask = (t.to(batch["image"].device) for t in padded(batch["captions"]))
-        return task(
-            {
-                "image": batch["image"],
-                "input_ids": ids,
-                "attention_mask": mask,
-                "media_index": batch["index"],
-                "sample_index": batch["index"],
-            },
-            step=number,
-            alpha=0.4,
-        )["loss"]
+        return task(task_batch(batch), step=number, alpha=0.4)["loss"]
 
     return task, step
+
+
+def task_batch(batch: dict[str, Any]) -> dict[str, Any]:
+    """A batch of `batches` as our retrieval task takes it, captions padded to the longest."""
+    from captions import padded
+
+    ids, mask = (t.to(batch["image"].device) for t in padded(batch["captions"]))
+    return {
+        "image": batch["image"],
+        "input_ids": ids,
+        "attention_mask": mask,
+        "media_index": batch["index"],
+        "sample_index": batch["index"],
+    }
 
 
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:
