@@ -29,6 +29,10 @@ class RetrievalConfig(Section):
     negative_sampling: Literal["keyed", "torch", "argmax"] | None = Field(
         None, description="keyed: by (seed, step, sample); argmax: for tests"
     )
+    negative_similarity: Literal["online", "momentum"] = Field(
+        "online",
+        description="whose features say how likely a negative is; momentum: as mPLUG's published code",
+    )
     frame_weights: Annotated[Literal["off", "consistent", "released"] | None, Switchable] = Field(
         None,
         description="frame-aware attention of clips: in training and evaluation, or in training alone (released)",
@@ -98,6 +102,10 @@ class VqaConfig(Section):
         None, description="what the loss is averaged over; frame: as released, so that clips weigh less"
     )
     k_test: PositiveInt = Field(128, description="answers that are scored in full, after their first tokens")
+    first_token: Literal["once", "twice"] = Field(
+        "once",
+        description="how often an answer's first token counts in the ranking; twice: as mPLUG's published code",
+    )
     answers_per_batch: PositiveInt = Field(
         1024, description="how many (question, answer) pairs are scored at once in ranking"
     )

@@ -194,9 +194,11 @@ class RetrievalTask(nn.Module):
         self.queue.write(all_image_m, all_text_m, all_media)
 
         online = Online(tokens, frames, image, text, text_cls)
-        loss_itm = self._matching(
-            batch, online, Features(all_image, all_text, all_media), temperature, step, trace
-        )
+        own, others = Features(image.detach(), text.detach(), media), Features(all_image, all_text, all_media)
+        likeness = own, others
+        if options.negative_similarity == "momentum":
+            likeness = Features(image_m, text_m, media), Features(all_image_m, all_text_m, all_media)
+        loss_itm = self._matching(batch, online, own, others, likeness, temperature, step, trace)
         if trace is not None:
             trace.update(
                 image_embeds=tokens,
@@ -213,23 +215,27 @@ class RetrievalTask(nn.Module):
         self,
         batch: dict[str, Any],
         online: Online,
-        candidates: Features,
+        own: Features,
+        others: Features,
+        likeness: tuple[Features, Features],
         temperature: Tensor | float,
         step: int,
         trace: dict[str, Tensor] | None,
     ) -> Tensor:
-        """Cross entropy over B positives, B texts with a negative image, B images with a negative text."""
+        """Cross entropy over B positives, B texts with a negative image, B images with a negative text.
+
+        `own`, `others`: online features of this rank's and of all ranks' pairs. `likeness`: features of the same, by
+        which negatives are drawn."""
         ids, mask, media = batch["input_ids"], batch["attention_mask"], batch["media_index"]
         tokens, frames, rows = online.tokens, online.frames, len(media)
-        image, text = online.image.detach(), online.text.detach()
+        image, text = own.image, own.text
         everywhere = self.options.negatives == "all_ranks" and world()[1] > 1
-        if not everywhere:
-            candidates = Features(image, text, media)
+        candidates, keys = (others, likeness[1]) if everywhere else (own, likeness[0])
         with torch.no_grad():
             temperature = temperature.detach() if isinstance(temperature, Tensor) else temperature
             different = media[:, None] != candidates.media  # (B, candidates)
-            weights_image = (text @ candidates.image.t() / temperature).softmax(1) * different
-            weights_text = (image @ candidates.text.t() / temperature).softmax(1) * different
+            weights_image = (text @ keys.image.t() / temperature).softmax(1) * different
+            weights_text = (image @ keys.text.t() / temperature).softmax(1) * different
             uniform = self._uniform(batch, step, rows)
             negative_image, usable_image = draw(weights_image, self.options.negative_sampling, uniform[0])
             negative_text, usable_text = draw(weights_text, self.options.negative_sampling, uniform[1])

@@ -141,6 +141,8 @@ class VqaTask(LanguageTask):
         logarithms = first.log_softmax(1)  # of all words, which label smoothing averages
         every = logarithms.mean(1)[owner]
         total = -(1 - smoothing) * logarithms[owner, chosen_ids[:, 1]] - smoothing * every
+        if self.options.first_token == "twice":
+            total = 2 * total
         # what follows the first token is read with each answer's own; answers of one length together: most are short
         for length in lengths.unique().tolist():
             if length == 2:

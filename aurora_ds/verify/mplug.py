@@ -20,14 +20,7 @@ from aurora_ds.backbones.models import family_of
 from aurora_ds.backbones.mplug import MplugBackbone
 from aurora_ds.backbones.mplug_text import FusionEncoder, PlainTextEncoder
 from aurora_ds.backbones.published import published_tensors, resize_positions, split_published
-from aurora_ds.config import (
-    BackboneConfig,
-    CaptionConfig,
-    GenerationConfig,
-    MplugConfig,
-    VisionConfig,
-    VqaConfig,
-)
+from aurora_ds.config import BackboneConfig, CaptionConfig, GenerationConfig, VqaConfig
 from aurora_ds.tasks.caption import CaptionTask
 from aurora_ds.tasks.generation import Context
 from aurora_ds.tasks.language import NO_TARGET, LanguageTask, next_targets
@@ -35,49 +28,10 @@ from aurora_ds.tasks.penalised_beam import hypotheses
 from aurora_ds.tasks.vqa import VqaTask
 from aurora_ds.tasks.writer import Writer
 from aurora_ds.verify.golden import Golden
+from aurora_ds.verify.mplug_model import backbone_config
 
 GENERATED = re.compile(r"gen\.(default|beam(?P<beams>\d+)_min(?P<least>\d+)_max(?P<most>\d+))\.ids")
 MARGIN = "says how firm a decision of the recording was; nothing to compare"
-
-
-def backbone_config(golden: Golden, head: str, **changes: Any) -> BackboneConfig:
-    """Sizes of the golden's model, dropout off."""
-    bert, clip = golden.config["bert"], golden.config.get("clip")
-    vision = VisionConfig()
-    if clip is not None:
-        vision = VisionConfig(
-            image_size=golden.config["task_config"]["image_res"],
-            patch_size=clip["patch"],
-            width=clip["width"],
-            depth=clip["layers"],
-            heads=clip["heads"],
-        )
-    return BackboneConfig(
-        name="mplug",
-        head=head,
-        checkpoint=str(golden.folder / "weights.safetensors"),
-        vision=vision,
-        text={
-            "vocab_size": bert["vocab_size"],
-            "width": bert["hidden_size"],
-            "depth": bert["num_hidden_layers"],
-            "heads": bert["num_attention_heads"],
-            "intermediate": bert["intermediate_size"],
-            "max_positions": bert["max_position_embeddings"],
-            "token_types": bert["type_vocab_size"],
-            "dropout": 0.0,
-            "attention_dropout": 0.0,
-        },
-        mplug=MplugConfig(
-            text_layers=bert["text_encoder_layers"],
-            fusion_layers=bert["fusion_layers"],
-            decoder_layers=bert["text_decode_layers"],
-            stride=bert["stride_layer"],
-            vision_attention_dropout=0.0,
-        ),
-        embed_dim=golden.config["task_config"].get("embed_dim", 256),
-        **changes,
-    )
 
 
 # ---- parts of the model --------------------------------------------------------------------------
@@ -105,8 +59,11 @@ def _watched(modules: dict[str, nn.Module]) -> Iterator[dict[str, Any]]:
             hook.remove()
 
 
-def _compare_gradients(golden: Golden, model: nn.Module, prefix: str = "") -> None:
-    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+def compare_gradients(
+    golden: Golden, model: nn.Module, others: dict[str, Tensor] | None = None, prefix: str = ""
+) -> None:
+    """Gradients under published names, and the norm of all. `others`: of what is no parameter of the model."""
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None} | (others or {})
     norm = torch.stack([grad.double().square().sum() for grad in found.values()]).sum().sqrt()
     if f"{prefix}grad_global_norm" in golden.outputs:
         golden.compare(f"{prefix}grad_global_norm", norm)
@@ -134,7 +91,7 @@ def visual_encoder(golden: Golden) -> None:
     golden.compare("image_embeds", tokens)
     golden.compare("visn_embeds", model.image_tokens(golden.inputs["image"]))
     tokens.square().mean().backward()
-    _compare_gradients(golden, model)
+    compare_gradients(golden, model)
     for name in golden.outputs:
         grids = re.fullmatch(r"pe_grid(\d)_to(\d)", name)
         if grids:
@@ -171,7 +128,7 @@ def fusion(golden: Golden) -> None:
     if "loss" in golden.outputs:
         golden.compare("loss", loss)
     loss.backward()
-    _compare_gradients(golden, model)
+    compare_gradients(golden, model)
     image, text = encoder(states, mask, keys, image_mask=inputs["partial_image_mask"])
     golden.compare("partial_mask.image_output", image)
     golden.compare("partial_mask.text_output", text)
@@ -199,7 +156,7 @@ def _compare_step(
     for name, value in found.items():
         if name in golden.outputs:
             golden.compare(name, value)
-    _compare_gradients(golden, task.model)
+    compare_gradients(golden, task.model)
 
 
 def _compare_generated(

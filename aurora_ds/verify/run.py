@@ -11,11 +11,21 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from aurora_ds.errors import AuroraError
-from aurora_ds.verify import blip, blip_language, eve, eve_rules, mplug, mplug_grounding, rules
+from aurora_ds.verify import (
+    blip,
+    blip_language,
+    eve,
+    eve_rules,
+    eve_tasks,
+    mplug,
+    mplug_grounding,
+    mplug_retrieval,
+    rules,
+)
 from aurora_ds.verify.golden import Check, Golden
 
-BY_CASE = blip_language.CASES | eve.CASES
-BY_KIND = mplug.CASES | mplug_grounding.CASES  # what goldens of mPLUG say instead
+BY_CASE = blip_language.CASES | eve.CASES | eve_tasks.CASES
+BY_KIND = mplug.CASES | mplug_retrieval.CASES | mplug_grounding.CASES  # what goldens of mPLUG say instead
 
 
 def check_folder(path: Path) -> list[Check]:
