@@ -33,7 +33,8 @@ def attend(
     """Attention of query (B, heads, Lq, d) over key and value (B, heads, Lk, d) -> (B, heads, Lq, d).
 
     Args:
-        mask: bool, broadcastable to (B, heads, Lq, Lk); False positions get probability 0.
+        mask: bool, broadcastable to (B, heads, Lq, Lk); False positions get probability 0. Or numbers, which are
+            added to the scores.
         dropout: on the probabilities; the caller passes 0 outside training.
         score_scale: factors on the scores, broadcastable to (B, heads, Lq, Lk), as if each query saw scaled keys of
         its own. The fused kernels cannot do that, so the score matrix is formed.
@@ -43,7 +44,9 @@ def attend(
     scores = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
     if score_scale is not None:
         scores = scores * score_scale
-    if mask is not None:
+    if mask is not None and mask.dtype == torch.bool:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    elif mask is not None:
+        scores = scores + mask
     probabilities = F.dropout(scores.softmax(dim=-1), dropout, training=dropout > 0)
     return probabilities @ value

@@ -155,7 +155,7 @@ class EveEncoder(nn.Module):
             vision.heads,
         )
         self.recompute = recompute
-        rates = torch.linspace(0, vision.drop_path, vision.depth).tolist()
+        rates = [vision.drop_path * i / max(vision.depth - 1, 1) for i in range(vision.depth)]
         self.layers = nn.ModuleList(
             EveLayer(
                 vision,

@@ -43,6 +43,10 @@ class EveFamily(Family):
         """The trunk, and the heads that `config.head` has too."""
         result = PublishedTensors()
         own = self._without_trunk(config)
+        # two heads have the same names; one reads one pass, the other two
+        first = "output.0.weight"
+        if first in own and first in state and own[first].shape != state[first].shape:
+            own = {}
         for name, tensor in state.items():
             name = name.removeprefix("module.")
             if _UNUSED.match(name) or (name.startswith(_HEAD_PARTS) and name not in own):
@@ -69,7 +73,10 @@ class EveFamily(Family):
         found.depth(_LAYER, "vision.depth")
         found.ratio("backbone.encoder.layers.0.mlp_imag.fc1.weight", "vision.mlp_ratio")
         found.read("itc_vision_proj_head.weight", embed_dim=0)
-        found.read("output.3.weight", eve__answers=0)
+        if "output.0.weight" in state and state["output.0.weight"].shape[1] == found.sizes.get(
+            "vision.width"
+        ):
+            found.read("output.3.weight", eve__answers=0)
         gates = [n for n in state if re.match(_LAYER + r"mlp_moe\.moe\.gate\.wg\.weight$", n)]
         top = [n for n in gates if n.replace("mlp_moe.moe.gate.wg", "norm2_vl") in state]
         for gate, key in ((top, "eve.moe.experts"), (sorted(set(gates) - set(top)), "eve.lower_moe.experts")):

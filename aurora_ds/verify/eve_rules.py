@@ -56,7 +56,7 @@ def _exact(name: str, same: bool, note: str = "") -> Check:
 
 
 def _close(name: str, value: float, expected: float, tolerance: float) -> Check:
-    difference = abs(value - expected)
+    difference = abs(float(value) - expected)
     return Check(
         name, difference, difference / (abs(expected) or 1.0), f"{tolerance:g}", difference <= tolerance
     )
