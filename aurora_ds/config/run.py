@@ -50,7 +50,7 @@ class TrainConfig(Section):
         1800.0, description="a rank that waits longer for the others, all of them being alive, ends the run"
     )
     unreachable_seconds: PositiveFloat = Field(
-        30.0,
+        25.0,
         description="without a sign of life from another host for so long, the run ends; shorter cuts pass",
     )
 
@@ -72,7 +72,8 @@ class MonitorConfig(Section):
     tensorboard: bool = True
     log_every: PositiveInt = 10
     profile_steps: list[PositiveInt] = Field(
-        [], description="optimizer steps of which torch's profiler leaves a trace in OUTPUT/profile, e.g. [20, 22]"
+        [],
+        description="optimizer steps of which torch's profiler leaves a trace in OUTPUT/profile, e.g. [20, 22]",
     )
     profile_ranks: list[NonNegativeInt] = Field([0], description="ranks that are traced")
     gallery_queries: int = Field(8, ge=0, description="queries in the top-5 picture grid; 0: none")

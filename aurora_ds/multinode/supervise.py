@@ -24,7 +24,7 @@ from aurora_ds.multinode.hostfile import read_hostfile
 
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _WRONG_INPUT = 2
-_AFTER_A_HOST = 20.0  # seconds for the ranks on other hosts to notice that one ended, and to say so
+_AFTER_A_HOST = 10.0  # seconds for the ranks on other hosts to notice that one ended, and to say so
 _BETWEEN_LAUNCHES = 5.0  # seconds; a host that is being restarted should not use up every launch
 _HOST_ENDED = re.compile(r"^pdsh@.*: ssh exited with")
 # what a rank says when it ends: the lines worth repeating, with pdsh's
@@ -41,7 +41,7 @@ class Launch:
     output: Path
     master_address: str | None = None
     master_port: int = 29500
-    unreachable: float = 30.0
+    unreachable: float = 25.0
     name: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def __post_init__(self) -> None:

@@ -59,7 +59,7 @@ class Heartbeat:
         output: str | Path,
         stop: StopRequest,
         collective_timeout: float = 1800.0,
-        unreachable: float = 30.0,
+        unreachable: float = 25.0,
         report: Callable[[BaseException], object] | None = None,
     ) -> None:
         self.output, self.folder, self.stop = Path(output), Path(output) / FOLDER, stop

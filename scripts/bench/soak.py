@@ -1,20 +1,27 @@
 """Training killed at random moments and started again: does every process end, say why, and go on as if nothing was?
 
-A small retrieval run (two-layer backbone, 60 steps, a checkpoint every 5) on ranks under the `deepspeed` launcher. Each
-trial draws from its seed who gets SIGKILL (one rank, the launcher that the user started, the launcher of the machine
-that starts the ranks, or everything at once as when a host loses power) and when (while it starts, or a moment after a
-drawn step). Then: the seconds until no process of the run is left, what the run said, and, started again with `--resume
-auto`, whether all steps are there once and every loss is that of the undisturbed run bit for bit.
+A small retrieval run (two-layer backbone, a checkpoint every 5 steps) on two hosts of one rank each, as
+scripts/train_multinode.sh starts it: the hosts are those of tests/integration/separate_hosts.py, with network,
+processes, name and sshd of their own. Each trial draws from its seed who gets SIGKILL and when (while it starts, or a
+moment after a drawn step): a rank, the `deepspeed` launcher, its launcher on one host, the supervisor that the user
+started, or a host, which loses network and processes at once, as without power. Then: the seconds until no process of
+the run is left, what was said, and, started again with `--resume auto`, whether every step is there once and every loss
+is that of the undisturbed run bit for bit. A run is killed again and again before it may end. What is done so far is
+written after every trial.
 
-    python scripts/bench/soak.py [--quick] [--trials 100] [--seed 1] [--ranks 2]
+    python scripts/bench/soak.py [--quick] [--trials 100] [--seed 1] [--one-machine]
+
+`--one-machine`: two ranks under the `deepspeed` launcher on this machine, where there is no root to make hosts.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,19 +30,31 @@ import tempfile
 import time
 import uuid
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from measurement import REPOSITORY, facts_line, machine_facts, markdown_table, write_results
 
-from aurora_ds.multinode import launched
+from aurora_ds.multinode import launched, variables
 
-PAIRS, BATCH, EPOCHS = 48, 8, 10
+sys.path.append(str(REPOSITORY / "tests" / "integration"))
+import separate_hosts
+
+PAIRS, BATCH, EPOCHS = 48, 8, 40
 STEPS = PAIRS // BATCH * EPOCHS
+MOST_STEPS_BETWEEN = 20
+LAST_KILLED = STEPS - 4 * MOST_STEPS_BETWEEN
 BOUND_SECONDS = 60.0
-VICTIMS = ("rank", "launcher", "launcher of the machine", "host")
-REASONS = ("lost its connection", "is gone", "exits with return code")
+# A start on a machine that has other work; the rest of a run.
+PATIENCE_SECONDS = 1200.0
+VICTIMS = ("rank", "launcher", "host", "launcher of a host", "supervisor")
+# in what was printed, or left in failures/
+REASONS = (
+    *("lost its connection", "is gone", "exits with return code", "ended with status", "no sign of life"),
+    *("has ended", "Ended early"),
+)
 
 
 @dataclass
@@ -47,11 +66,11 @@ class Trial:
     after_step: int
     ended_seconds: float
     said_why: bool
-    resumed_after: int
-    steps_lost: int
-    steps_repeated: int
-    losses_equal: bool
     left_behind: int
+    resumed_after: int
+    steps_lost: int = 0
+    steps_repeated: int = 0
+    losses_equal: bool = False
 
     def survived(self) -> bool:
         return (
@@ -62,10 +81,8 @@ class Trial:
         )
 
 
-def prepare(folder: Path) -> Path:
-    """Shards, a backbone with random weights, and the recipe, whose path is returned."""
-    import shutil
-
+def prepare(folder: Path, width: int = 32, depth: int = 2, rank: int = 4) -> Path:
+    """Shards, a backbone of that size with random weights, and the recipe, whose path is returned."""
     import torch
     import yaml
     from safetensors.torch import save_file
@@ -80,9 +97,9 @@ def prepare(folder: Path) -> Path:
     convert("folder", folder / "raw", folder / "shards")
     shutil.copy(REPOSITORY / "aurora_ds" / "quickstart" / "assets" / "vocab.txt", folder)
     words = len((folder / "vocab.txt").read_text().split())
-    tower = {"width": 32, "depth": 2, "heads": 2}
+    tower = {"width": width, "depth": depth, "heads": 2}
     ids = {"cls_id": 2, "sep_id": 3, "bos_id": words, "enc_id": words + 1}
-    text = tower | ids | {"vocab_size": words + 2, "intermediate": 64, "max_positions": 40}
+    text = tower | ids | {"vocab_size": words + 2, "intermediate": 2 * width, "max_positions": 40}
     section: dict[str, Any] = {
         "vision": tower | {"image_size": 32, "patch_size": 8},
         "text": text,
@@ -93,7 +110,7 @@ def prepare(folder: Path) -> Path:
     save_file(to_published(model), folder / "tiny.safetensors")
     recipe = {
         "backbone": section | {"checkpoint": str(folder / "tiny.safetensors")},
-        "prompts": {"rank": 4, "dropout": 0.1},
+        "prompts": {"rank": rank, "dropout": 0.1},
         "retrieval": {"queue_size": 24, "k_test": 4, "pairs_per_batch": 8, "max_tokens": 20},
         "data": {"shards": str(folder / "shards"), "workers": 1},
         "train": {"epochs": EPOCHS, "global_batch_size": BATCH, "lr": 1e-3, "save_every": 5, "zero_stage": 1},
@@ -104,11 +121,48 @@ def prepare(folder: Path) -> Path:
     return folder / "recipe.yaml"
 
 
-class Run:
-    """One launch, all of whose processes carry its name in their environment."""
+class Place:
+    """Where runs are started: two hosts, made again when one was killed, or this machine."""
 
-    def __init__(self, recipe: Path, output: Path, ranks: int) -> None:
-        self.name, self.output, self.log = uuid.uuid4().hex, output, output.with_suffix(".txt")
+    def __init__(self, folder: Path, one_machine: bool) -> None:
+        self.folder, self.one_machine = folder, one_machine
+        self.hosts: separate_hosts.Hosts | None = None
+        self._made = 0
+
+    def ready(self) -> None:
+        """Make the hosts, if they are not there."""
+        if self.hosts is None and not self.one_machine:
+            self.hosts, self._made = separate_hosts.start(self.folder / f"net-{self._made}"), self._made + 1
+
+    def close(self) -> None:
+        """End the hosts, and what runs on them."""
+        if self.hosts is not None:
+            self.hosts.close()
+            shutil.rmtree(self.hosts.folder)
+            self.hosts = None
+
+    def command(self, recipe: Path, output: Path) -> tuple[list[str], dict[str, str]]:
+        """(the command line that trains, what its environment has more)."""
+        train = [str(recipe), "--output", str(output)]
+        if self.hosts is None:
+            launcher = [
+                *("-m", "deepspeed.launcher.runner", "--num_gpus", "2"),
+                *("--master_port", str(free_port())),
+            ]
+            return [sys.executable, *launcher, "--module", "aurora_ds.train", *train], {}
+        supervisor = [sys.executable, "-m", "aurora_ds.multinode", "--hostfile", self.hosts.hostfile(1)]
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        command = self.hosts[0].inside([*supervisor, *train], REPOSITORY)
+        return command, {"HOME": str(self.hosts[0].home), "PATH": path}
+
+
+class Run:
+    """One launch, all of whose processes carry one of its names in their environment."""
+
+    def __init__(self, place: Place, recipe: Path, output: Path) -> None:
+        place.ready()
+        self.place, self.name, self.output = place, uuid.uuid4().hex, output
+        self.log = output.with_suffix(".txt")
         environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
         environment |= {
             "DS_ACCELERATOR": "cpu",
@@ -116,59 +170,80 @@ class Run:
             "PYTHONPATH": str(REPOSITORY),
             launched.VARIABLE: self.name,
         }
-        launcher = [
-            "-m",
-            "deepspeed.launcher.runner",
-            "--num_gpus",
-            str(ranks),
-            "--master_port",
-            str(free_port()),
-        ]
-        command = [
-            sys.executable,
-            *launcher,
-            "--module",
-            "aurora_ds.train",
-            str(recipe),
-            "--output",
-            str(output),
-        ]
+        for old in (output / variables.FILE, *output.glob("failures/*")):
+            old.unlink(missing_ok=True)
+        command, more = place.command(recipe, output)
+        self._said_before = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("a") as log:
-            self.launcher = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+            self.started = subprocess.Popen(
+                command, env=environment | more, stdout=log, stderr=subprocess.STDOUT
+            )
 
     def processes(self) -> dict[int, dict[str, str]]:
-        return {n: found for n, found in launched.processes(self.name).items() if not is_zombie(n)}
+        """Process number -> environment: what the user started, and what the supervisor named anew."""
+        names, file = [self.name], self.output / variables.FILE
+        with contextlib.suppress(OSError):  # it is not there yet
+            lines = [line.partition("=") for line in file.read_text().splitlines()]
+            names += [value for name, _, value in lines if name == launched.VARIABLE]
+        found = {number: each for name in names for number, each in launched.processes(name).items()}
+        return {number: each for number, each in found.items() if not is_zombie(number)}
 
-    def kill(self, victim: str, chosen: random.Random) -> None:
-        """SIGKILL to the victim; nothing when it has ended already."""
+    def kill(self, victim: str, chosen: random.Random) -> str:
+        """SIGKILL to the victim, which is told more exactly; nothing when it has ended already."""
+        if victim == "host" and self.place.hosts is not None:
+            number = chosen.randrange(2)
+            self.place.hosts.link(number, "down")
+            self.place.hosts[number].kill()
+            return f"host {number + 1}"
         there = self.processes()
         ranks = sorted(launched.ranks(there))
-        machine = [number for number in there if number != self.launcher.pid and "RANK" not in there[number]]
-        targets = {
-            "rank": [chosen.choice(ranks)] if ranks else [],
-            "launcher": [self.launcher.pid],
-            "launcher of the machine": machine[:1],
-            "host": [*there],
-        }[victim]
+        modules = {
+            "launcher": "deepspeed.launcher.runner",
+            "launcher of a host": "deepspeed.launcher.launch",
+            "supervisor": "aurora_ds.multinode",
+        }
+        if victim == "host":
+            targets = [*there]
+        elif victim == "rank":
+            targets = [chosen.choice(ranks)] if ranks else []
+        else:
+            found = sorted(number for number in there if module_of(number) == modules[victim])
+            targets = [chosen.choice(found)] if found else []
         for number in targets:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(number, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+        return victim if targets else f"{victim}, not there yet"
 
     def wait(self, seconds: float) -> tuple[float, int]:
         """(seconds until no process was left, how many were left after `seconds`; those are then killed)."""
         began = time.monotonic()
         while time.monotonic() - began < seconds:
-            self.launcher.poll()
+            self.started.poll()
             if not self.processes():
                 return time.monotonic() - began, 0
-            time.sleep(0.1)
+            time.sleep(0.2)
         left = self.processes()
         for number in left:
-            os.kill(number, signal.SIGKILL)
-        self.launcher.wait()
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+        self.started.wait()
         return time.monotonic() - began, len(left)
+
+    def said(self) -> str:
+        """What this launch printed, and what its ranks left on disk."""
+        with self.log.open() as file:
+            file.seek(self._said_before)
+            printed = file.read()
+        return "\n".join([printed, *(each.read_text() for each in self.output.glob("failures/rank-*"))])
+
+
+def module_of(number: int) -> str:
+    """What `python -m` runs there; a shell or pdsh that has it among its arguments runs none."""
+    try:
+        line = Path(f"/proc/{number}/cmdline").read_text().split("\0")
+    except OSError:  # it ended
+        return ""
+    return line[line.index("-m") + 1] if "python" in Path(line[0]).name and "-m" in line else ""
 
 
 def free_port() -> int:
@@ -195,46 +270,12 @@ def losses(output: Path) -> list[tuple[int, float, float]]:
     ]
 
 
-def one(recipe: Path, folder: Path, seed: int, ranks: int, whole: list[tuple[int, float, float]]) -> Trial:
-    """One trial: start, kill, wait, start again."""
-    chosen, output = random.Random(seed), folder / f"trial-{seed}"
-    victim, after = VICTIMS[seed % len(VICTIMS)], chosen.choice([0, *range(1, STEPS - 5)])
-    run = Run(recipe, output, ranks)
-    if after:
-        wait_for_step(run, after)
-        time.sleep(chosen.uniform(0, 0.3))
-    else:
-        time.sleep(chosen.uniform(0, 15))
-    run.kill(victim, chosen)
-    ended, left = run.wait(BOUND_SECONDS + 30)
-    said = run.log.read_text()
-    # power that is gone leaves nobody to say so
-    why = victim == "host" or any(reason in said for reason in REASONS)
-    resumed = latest(output)
-    again = Run(recipe, output, ranks)
-    _, stuck = again.wait(600)
-    found = losses(output)
-    steps = Counter(step for step, *_ in found)
-    return Trial(
-        seed,
-        victim,
-        after,
-        round(ended, 1),
-        why,
-        resumed,
-        sum(step not in steps for step in range(1, STEPS + 1)),
-        sum(count - 1 for count in steps.values()),
-        found == whole,
-        left + stuck,
-    )
-
-
 def wait_for_step(run: Run, step: int) -> None:
-    end = time.monotonic() + 300
+    end = time.monotonic() + PATIENCE_SECONDS
     while not any(each >= step for each, *_ in losses(run.output)):
-        if run.launcher.poll() is not None or time.monotonic() > end:
-            raise SystemExit(f"The run did not come to step {step}:\n{run.log.read_text()[-4000:]}")
-        time.sleep(0.01)
+        if run.started.poll() is not None or time.monotonic() > end:
+            raise SystemExit(f"The run did not come to step {step}:\n{run.said()[-4000:]}")
+        time.sleep(0.05)
 
 
 def latest(output: Path) -> int:
@@ -243,66 +284,144 @@ def latest(output: Path) -> int:
     return int(named.read_text().strip().removeprefix("step-")) if named.is_file() else 0
 
 
-def trials(folder: Path, count: int, first_seed: int, ranks: int) -> list[Trial]:
-    """An undisturbed run, then that many killed ones."""
-    recipe = prepare(folder)
-    undisturbed = Run(recipe, folder / "whole", ranks)
-    undisturbed.wait(600)
-    whole = losses(folder / "whole")
-    if [step for step, *_ in whole] != list(range(1, STEPS + 1)):
-        raise SystemExit(f"The undisturbed run failed:\n{undisturbed.log.read_text()[-4000:]}")
-    done = []
-    for seed in range(first_seed, first_seed + count):
-        done.append(one(recipe, folder, seed, ranks, whole))
-        print(json.dumps(asdict(done[-1])), flush=True)
-        if not done[-1].survived():
-            print((folder / f"trial-{seed}.txt").read_text()[-6000:], file=sys.stderr)
-    return done
+def kill_one(place: Place, recipe: Path, output: Path, seed: int) -> Trial:
+    """Start the run, or start it again, kill, and wait until all has ended."""
+    chosen = random.Random(seed)
+    victims = [each for each in VICTIMS if each != "supervisor"] if place.one_machine else VICTIMS
+    victim, after = victims[seed % len(victims)], 0
+    run = Run(place, recipe, output)
+    if chosen.random() < 0.2:
+        time.sleep(chosen.uniform(0, 20))
+    else:
+        after = latest(output) + chosen.randint(1, MOST_STEPS_BETWEEN)
+        # lines after the checkpoint are of the last launch until this one has resumed
+        wait_for_step(run, after if after > last_step(output) else last_step(output) + 1)
+        time.sleep(chosen.uniform(0, 0.3))
+    after = last_step(output) if after else 0
+    killed = run.kill(victim, chosen)
+    if run.started.poll() is not None and "not there" in killed:
+        raise SystemExit(f"The run ended before it was killed:\n{run.said()[-4000:]}")
+    ended, left = run.wait(BOUND_SECONDS + 30)
+    # who killed all of one machine leaves nobody to say so; before the ranks are there, the reason is what was killed
+    silent = (victim == "host" and place.one_machine) or not after
+    why = silent or any(reason in run.said() for reason in REASONS)
+    if victim == "host":
+        place.close()
+    return Trial(seed, killed, after, round(ended, 1), why, left, latest(output))
 
 
-def table(done: list[Trial], ranks: int, seed: int) -> str:
+def last_step(output: Path) -> int:
+    return max((step for step, *_ in losses(output)), default=0)
+
+
+def settle(waiting: list[Trial], output: Path, whole: list[tuple[int, float, float]]) -> None:
+    """Fill in what became of the run after those kills, now that it went on."""
+    found = losses(output)
+    steps, last = Counter(step for step, *_ in found), max((step for step, *_ in found), default=0)
+    for trial in waiting:
+        trial.steps_lost = sum(step not in steps for step in range(1, last + 1))
+        trial.steps_repeated = sum(count - 1 for count in steps.values())
+        trial.losses_equal = found == whole[:last]
+
+
+def trials(folder: Path, count: int, first_seed: int, one_machine: bool) -> Iterator[list[Trial]]:
+    """An undisturbed run, then runs that are killed again and again; all trials so far, whenever there are more."""
+    recipe, place = prepare(folder), Place(folder, one_machine)
+    try:
+        undisturbed = Run(place, recipe, folder / "whole")
+        undisturbed.wait(PATIENCE_SECONDS)
+        whole = losses(folder / "whole")
+        if [step for step, *_ in whole] != list(range(1, STEPS + 1)):
+            raise SystemExit(f"The undisturbed run failed:\n{undisturbed.said()[-4000:]}")
+        done: list[Trial] = []
+        while len(done) < count:
+            output, waiting = folder / f"run-{first_seed + len(done)}", []
+            while len(done) + len(waiting) < count and latest(output) < LAST_KILLED:
+                trial = kill_one(place, recipe, output, first_seed + len(done) + len(waiting))
+                if trial.after_step:
+                    settle(waiting, output, whole)
+                    done += waiting
+                    waiting = []
+                    if done:
+                        yield done
+                waiting.append(trial)
+            end = Run(place, recipe, output)
+            _, left = end.wait(PATIENCE_SECONDS)
+            waiting[-1].left_behind += left
+            settle(waiting, output, whole)
+            if last_step(output) != STEPS:
+                waiting[-1].steps_lost += STEPS - last_step(output)
+                print(end.said()[-6000:], file=sys.stderr)
+            done += waiting
+            yield done
+    finally:
+        place.close()
+
+
+def table(done: list[Trial], one_machine: bool, wanted: int) -> str:
     rows = []
-    for victim in [*VICTIMS, "all"]:
-        mine = [trial for trial in done if victim in (trial.victim, "all")]
+    for kind in [*VICTIMS, "all"]:
+        mine = [each for each in done if kind == "all" or family(each.victim) == kind]
         if mine:
+            ended = sorted(each.ended_seconds for each in mine)
             rows.append(
                 [
-                    victim,
+                    kind,
                     str(len(mine)),
-                    str(sum(trial.survived() for trial in mine)),
-                    f"{max(trial.ended_seconds for trial in mine):.1f}",
-                    str(sum(trial.said_why for trial in mine)),
-                    str(sum(trial.losses_equal for trial in mine)),
-                    str(BATCH * sum(trial.steps_lost for trial in mine)),
-                    str(BATCH * sum(trial.steps_repeated for trial in mine)),
-                    str(sum(trial.left_behind for trial in mine)),
+                    str(sum(each.survived() for each in mine)),
+                    f"{ended[len(ended) // 2]:.1f}",
+                    f"{ended[-1]:.1f}",
+                    str(sum(each.said_why for each in mine)),
+                    str(sum(each.losses_equal for each in mine)),
+                    str(BATCH * max(each.steps_lost for each in mine)),
+                    str(BATCH * max(each.steps_repeated for each in mine)),
+                    str(sum(each.left_behind for each in mine)),
                 ]
             )
-    head = ["killed", "trials", "survived", "slowest end (s)", "said why", "losses equal", "samples lost"]
-    head += ["samples repeated", "processes left"]
+    head = ["killed", "trials", "survived", "median end (s)", "slowest end (s)", "said why", "losses equal"]
+    head += ["samples lost", "samples repeated", "processes left"]
+    early = sum(not each.after_step for each in done)
+    where = (
+        "2 ranks under the `deepspeed` launcher on one machine"
+        if one_machine
+        else "2 hosts (namespaces: network, processes, name, sshd) with 1 rank each, `scripts/train_multinode.sh`"
+    )
     facts = facts_line(machine_facts(1))
     return (
-        "# Runs killed at random moments\n\n"
+        f"# Runs killed at random moments: {len(done)} of {wanted} trials\n\n"
         + markdown_table(head, rows)
-        + f"\n\n{ranks} ranks under the deepspeed launcher, {STEPS} steps, ZeRO 1, seeds {seed} to "
-        f"{seed + len(done) - 1}. Survived: all processes ended within {BOUND_SECONDS:.0f} s and said why (but for the "
-        "host, which is all of them at once), and the run started again has every step once, with the losses and "
+        + f"\n\n{where}, {STEPS} steps, ZeRO 1, seeds {done[0].seed} to {done[-1].seed}; {early} of the kills came "
+        "before the first step of a launch. Survived: all processes on all hosts ended within "
+        f"{BOUND_SECONDS:.0f} s and said why, and the run started again has every step once, with the losses and "
         f"gradient norms of the undisturbed run bit for bit.\n\n{facts}\n"
     )
+
+
+def family(victim: str) -> str:
+    """`host` of `host 2`."""
+    return max((each for each in VICTIMS if victim.startswith(each)), key=len)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1, help="of the first trial; the others count on")
-    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--one-machine", action="store_true", help="two ranks on this machine, no hosts")
     parser.add_argument("--quick", action="store_true", help="3 trials, nothing written")
     chosen = parser.parse_args(argv)
-    count = 3 if chosen.quick else chosen.trials
+    count, told = 3 if chosen.quick else chosen.trials, 0
+    reason = "" if chosen.one_machine else separate_hosts.missing()
+    if reason:
+        raise SystemExit(f"{reason}; or give --one-machine")
+    done: list[Trial] = []
     with tempfile.TemporaryDirectory() as scratch:
-        done = trials(Path(scratch), count, chosen.seed, chosen.ranks)
-    record = {"ranks": chosen.ranks, "steps": STEPS, "trials": [asdict(trial) for trial in done]}
-    write_results("soak", record, table(done, chosen.ranks, chosen.seed), chosen.quick)
+        for done in trials(Path(scratch), count, chosen.seed, chosen.one_machine):
+            for trial in done[told:]:
+                print(json.dumps(asdict(trial) | {"survived": trial.survived()}), flush=True)
+            told = len(done)
+            record = {"hosts": 1 if chosen.one_machine else 2, "steps": STEPS, "wanted": count}
+            record["trials"] = [asdict(trial) for trial in done]
+            write_results("soak", record, table(done, chosen.one_machine, count), chosen.quick)
     return 0 if all(trial.survived() for trial in done) else 1
 
 

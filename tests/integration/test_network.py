@@ -12,11 +12,11 @@ import separate_hosts
 from separate_hosts import Hosts
 from small_run import Ranks, wait_for
 from test_hosts import multinode, of_launch, on_host, steps_done  # noqa: F401 - fixtures
-from test_resume import NO_DROPOUT, assert_close_losses, losses
+from test_resume import NO_DROPOUT, losses
 
 from aurora_ds.runtime import heartbeat
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 # minutes of steps, so that the run is not over before the cable is pulled; `max_steps` ends the one that comes back
 LONG = (*NO_DROPOUT, "train.epochs=1000", "train.schedule=constant", "train.save_every=5")
 IN_A_STEP = ("forward", "backward and update", "waiting for data", "saving")
@@ -44,7 +44,7 @@ def pull(hosts: Hosts, run: Ranks, output: Path, later: float = 0.0) -> float:
 def test_a_network_that_stays_cut_ends_every_rank_within_the_bound_and_names_the_rank_and_its_phase(
     multinode,  # noqa: F811
     hosts: Hosts,
-    train,
+    train_command,
     tmp_path: Path,
 ) -> None:
     output = tmp_path / "run"
@@ -79,15 +79,14 @@ def test_a_network_that_stays_cut_ends_every_rank_within_the_bound_and_names_the
     assert again.wait() == [0], again.output()[-6000:]
     assert "resumed after step" in again.output()
     whole = tmp_path / "whole"
-    train(whole, *more)
-    assert len(losses(output)) == done + 10
-    assert_close_losses(losses(output), losses(whole))
+    train_command(whole, *more, ranks=2)
+    assert len(losses(output)) == done + 10 and losses(output) == losses(whole)
 
 
 def test_a_network_that_comes_back_before_the_bound_ends_nothing(
     multinode,  # noqa: F811
     hosts: Hosts,
-    train,
+    train_command,
     tmp_path: Path,
 ) -> None:
     output = tmp_path / "run"
@@ -102,5 +101,5 @@ def test_a_network_that_comes_back_before_the_bound_ends_nothing(
     assert run.wait() == [0], run.output()[-6000:]
     assert {beat["phase"] for beat in heartbeat.read(output)} == {heartbeat.ENDED}
     whole = tmp_path / "whole"
-    train(whole, *settings)
-    assert_close_losses(losses(output), losses(whole))
+    train_command(whole, *LONG, f"train.max_steps={before + 10}", ranks=2)
+    assert losses(whole) == {step: losses(output)[step] for step in range(1, before + 11)}
