@@ -5,7 +5,9 @@ A fused pass is read from its text's class token. What is learned from the heads
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,25 +69,72 @@ class EveRetrieval(EveModel):
         self.itc_text_proj_head = nn.Linear(width, config.embed_dim, bias=False)
         self.itm_head = nn.Linear(width, 2)
         self.itc_temp = nn.Parameter(torch.tensor(INITIAL_TEMPERATURE, dtype=torch.float32))
+        # published: images and texts by themselves are read without relative positions
+        self.relative_alone = not config.eve.released
+        self._passes: list[EveStates] | None = None
         for path in self.HEADS.values():
             _initialise(getattr(self, path))
 
-    def image_features(self, image: Tensor) -> tuple[Tensor, EveStates]:
-        """image (B, 3, H, W) -> normalised features (B, embed_dim), and the pass."""
-        states = self.backbone(image=image, relative=not self.config.eve.released)
-        return F.normalize(self.itc_vision_proj_head(self._first(states)), dim=-1), states
+    @property
+    def temp(self) -> nn.Parameter:
+        """The contrastive temperature, by the name that all families have."""
+        return self.itc_temp
 
-    def text_features(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, EveStates]:
-        """ids and mask (B, L) -> normalised features (B, embed_dim), and the pass."""
-        states = self.backbone(
-            input_ids=input_ids, attention_mask=attention_mask, relative=not self.config.eve.released
-        )
-        return F.normalize(self.itc_text_proj_head(self._first(states)), dim=-1), states
+    @property
+    def vision_proj(self) -> nn.Module:
+        """The same of the projection of image features."""
+        return self.itc_vision_proj_head
 
-    def match(self, image: Tensor, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, EveStates]:
-        """Images and texts, row by row -> logits (B, 2), class 1 = they fit, and the pass."""
-        states = self.backbone(image, input_ids, attention_mask)
-        return self.itm_head(states.first_text), states
+    @property
+    def text_proj(self) -> nn.Module:
+        """The same of the projection of text features."""
+        return self.itc_text_proj_head
+
+    def image_states(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) -> tokens (B, N, D) for `matched`, here embedded alone; and the state (B, D) of the image."""
+        tokens = self.image_tokens(image)
+        return tokens, self._first(self._pass(image_tokens=tokens, relative=self.relative_alone))
+
+    def text_states(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Texts by themselves, ids and mask (B, L) -> the state (B, D) of each."""
+        return self._first(self._pass(input_ids=ids, attention_mask=mask, relative=self.relative_alone))
+
+    def image_keys(self, tokens: Tensor) -> Tensor:
+        """What matching needs of image tokens: themselves."""
+        return tokens
+
+    def matched(
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        keys: Tensor,
+        image_index: Tensor | None = None,
+        group_size: int | None = None,
+        key_scale: Tensor | None = None,
+    ) -> Tensor:
+        """States (B, L, D) of texts, ids and mask (B, L), read with the images of `keys`: row by row, by `image_index`,
+        or `group_size` texts of each image in turn."""
+        if image_index is not None:
+            keys = keys.index_select(0, image_index)
+        elif group_size is not None:
+            keys = keys.repeat_interleave(group_size, dim=0)
+        one = self._pass(image_tokens=keys, input_ids=ids, attention_mask=mask)
+        return one.states[:, one.vision_tokens :]
+
+    def _pass(self, **arguments: Any) -> EveStates:
+        one = self.backbone(**arguments)
+        if self._passes is not None:
+            self._passes.append(one)
+        return one
+
+    @contextmanager
+    def auxiliary(self) -> Iterator[Callable[[], Tensor]]:
+        """Inside, every pass counts; the function that is given computes the loss of the model's own over them."""
+        self._passes = passes = []
+        try:
+            yield lambda: self.config.eve.balance_weight * balance_loss(passes)
+        finally:
+            self._passes = None
 
     def _first(self, states: EveStates) -> Tensor:
         """(B, D): the first token. Published evaluation leaves out the last norm, with which training was done."""
@@ -103,12 +152,12 @@ class EveVqa(EveModel):
         width = config.vision.width
         self.output = _two_layers(width, 2 * width, config.eve.answers)
 
-    def answer_logits(
-        self, image: Tensor, input_ids: Tensor, attention_mask: Tensor
-    ) -> tuple[Tensor, EveStates]:
-        """Images and questions, row by row -> (B, answers), and the pass."""
-        states = self.backbone(image, input_ids, attention_mask)
-        return self.output(states.first_text), states
+    def answered(self, ids: Tensor, mask: Tensor, tokens: Tensor) -> Judged:
+        """Questions, ids and mask (B, L), and embedded images (B, N, D), row by row -> logits (B, answers); `states`
+        are those of the questions' class tokens, (B, D)."""
+        one = self.backbone(image_tokens=tokens, input_ids=ids, attention_mask=mask)
+        auxiliary = self.config.eve.balance_weight * balance_loss([one])
+        return Judged(self.output(one.first_text), one.first_text, auxiliary)
 
 
 class HeadAttention(nn.Module):

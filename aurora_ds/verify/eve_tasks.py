@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from aurora_ds.backbones.eve import EveTrunk
 from aurora_ds.backbones.models import new_model
 from aurora_ds.config import BackboneConfig
+from aurora_ds.tasks.answer_classes import AnswerClassTask
 from aurora_ds.tasks.nlvr import NlvrTask
 from aurora_ds.verify.eve import Watched, compare_pass, fill, set_noise, sizes, weights
 from aurora_ds.verify.golden import Golden
@@ -113,4 +114,20 @@ def _collect(found: list[Tensor]) -> Callable[[nn.Module, object, Tensor], None]
     return lambda _, __, output: found.append(output.detach())
 
 
-CASES: dict[str, Callable[[Golden], None]] = {"nlvr": nlvr}
+def vqa(golden: Golden) -> None:
+    """One training step of question answering, by the product's task; the published loss leaves out the gates'."""
+    model = model_of(golden, "vqa")
+    task = AnswerClassTask(model, None, auxiliary=False)
+    ids, mask = _texts(golden)
+    targets = golden.inputs["targets"]
+    batch = {"image": golden.inputs["image"], "input_ids": ids, "attention_mask": mask, "targets": targets}
+    trace: dict[str, Tensor] = {}
+    with watched_passes(golden, model.backbone, ["vl"]):
+        losses = task(batch, trace=trace)
+    losses["loss"].backward()
+    for name, value in {"loss": losses["loss"], "loss_gate": losses["loss_auxiliary"], **trace}.items():
+        golden.compare(name, value)
+    compare_gradients(golden, model)
+
+
+CASES: dict[str, Callable[[Golden], None]] = {"nlvr": nlvr, "vqa": vqa}
