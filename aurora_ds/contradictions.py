@@ -89,6 +89,11 @@ def _run_rules(config: RunConfig) -> list[tuple[bool, str]]:
             "prompts.sites is empty, so nothing would be adapted: give patterns such as ['*'] or ['visual_encoder.*']",
         ),
         (
+            config.backbone.name != "mplug" or config.retrieval.frame_weights in (None, "off"),
+            f"retrieval.frame_weights ({config.retrieval.frame_weights}) weighs the frames of clips, which "
+            "backbone.name=mplug cannot: leave it out, or set it to off",
+        ),
+        (
             not unknown_heads,
             f"prompts.train_heads names {', '.join(unknown_heads)}, but the heads are {', '.join(heads) or 'none'}",
         ),

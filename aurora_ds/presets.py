@@ -76,6 +76,8 @@ def with_preset(config: RunConfig) -> RunConfig:
         heads = PROMPT_PRESETS[config.prompts.preset]["train_heads"]
         config.prompts.train_heads = [name for name in heads if name in HEADS[config.backbone.head]]
     config.prompts = with_prompt_preset(config.prompts)
+    if config.backbone.name == "mplug" and config.retrieval.frame_weights is None:
+        config.retrieval.frame_weights = "off"  # its connected layers have no keys of images alone to weigh
     _fill(config.retrieval, RETRIEVAL_PRESETS[config.prompts.preset])
     _fill(config.vqa, VQA_PRESETS[config.prompts.preset])
     _fill(config.nlvr, NLVR_PRESETS[config.prompts.preset])

@@ -64,7 +64,13 @@ def pair_shards(folder: Path, train: int = 12, test: int = 7) -> Path:
     return folder / "shards"
 
 
-def backbone(head: str, folder: Path, depth: int = 2) -> dict[str, Any]:
+FAMILIES = {  # beside what `backbone` sets: tokens after the vocabulary, settings
+    "blip": (2, {}),
+    "mplug": (0, {"mplug": {"text_layers": 1, "fusion_layers": 2, "decoder_layers": 2, "stride": 1}}),
+}
+
+
+def backbone(head: str, folder: Path, depth: int = 2, name: str = "blip") -> dict[str, Any]:
     """The `backbone` section of a recipe: two layers a tower, random weights in a file, a vocabulary beside it."""
     import torch
     from safetensors.torch import save_file
@@ -77,11 +83,14 @@ def backbone(head: str, folder: Path, depth: int = 2) -> dict[str, Any]:
     vocabulary = list(dict.fromkeys([*VOCABULARY.read_text().split(), *WORDS]))
     (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
     words = len(vocabulary)
+    added, settings = FAMILIES[name]
     section = {
+        "name": name,
         "head": head,
+        **settings,
         "vision": {"image_size": 16, "patch_size": 8, "width": 32, "depth": depth, "heads": 2},
         "text": {
-            "vocab_size": words + 2,
+            "vocab_size": words + added,
             "width": 32,
             "depth": depth,
             "heads": 2,
@@ -89,8 +98,8 @@ def backbone(head: str, folder: Path, depth: int = 2) -> dict[str, Any]:
             "max_positions": 40,
             "cls_id": 2,
             "sep_id": 3,
-            "bos_id": words,
-            "enc_id": words + 1,
+            "bos_id": words if added else 2,
+            "enc_id": words + 1 if added else 2,
         },
     }
     torch.manual_seed(3)
@@ -102,11 +111,11 @@ def backbone(head: str, folder: Path, depth: int = 2) -> dict[str, Any]:
     return section | {"checkpoint": str(folder / "tiny.safetensors")}
 
 
-def recipe(folder: Path, head: str, shards: Path, **sections: dict[str, Any]) -> Path:
-    """A recipe of a few steps; `sections` add to its sections."""
+def recipe(folder: Path, head: str, shards: Path, name: str = "blip", **sections: dict[str, Any]) -> Path:
+    """A recipe of a few steps; `name`: of the family of backbones; `sections` add to its sections."""
     settings = {
         "task": head,
-        "backbone": backbone(head, folder / f"backbone-{head}"),
+        "backbone": backbone(head, folder / f"backbone-{head}", name=name),
         "prompts": {"rank": 4, "dropout": 0.1},
         head: {"max_tokens": 20},
         "data": {"shards": str(shards), "workers": 0, "randaugment": False},
