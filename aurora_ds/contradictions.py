@@ -122,7 +122,7 @@ def _self_critical_rules(config: RunConfig) -> list[tuple[bool, str]]:
     return [
         (
             options.baseline == "greedy" or options.samples > 1,
-            "caption.self_critical.baseline=others compares captions of an image with each other, so "
+            f"caption.self_critical.baseline={options.baseline} compares captions of an image with each other, so "
             f"caption.self_critical.samples ({options.samples}) must be at least 2",
         ),
         (

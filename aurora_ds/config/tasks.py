@@ -126,10 +126,14 @@ class VqaConfig(Section):
 class SelfCriticalConfig(Section):
     """Training on the CIDEr-D of what the model writes (Rennie et al., 2017)."""
 
-    samples: PositiveInt = Field(5, description="captions drawn for each image or clip")
-    baseline: Literal["others", "greedy"] = Field(
+    texts: Literal["drawn", "beams"] = Field(
+        "drawn", description="what is rewarded; beams: the best of a beam search, as mPLUG's published code"
+    )
+    samples: PositiveInt = Field(5, description="captions drawn for each image or clip, or beams")
+    baseline: Literal["others", "all", "greedy"] = Field(
         "others",
-        description="what rewards are compared with: the mean of the image's other captions, or its greedy caption's",
+        description="what rewards are compared with: the mean of the image's other captions, or of all (mPLUG's), or "
+        "its greedy caption's",
     )
     top_p: float = Field(
         1.0, gt=0, le=1, description="below 1, captions are not drawn from the distribution that is trained"

@@ -66,13 +66,9 @@ class SelfCriticalTask(CaptionTask):
         fixed = Context([(keys.detach(), values.detach()) for keys, values in seen])
         samples = self.options.self_critical.samples
         ids = self._drawn(fixed, batch["sample_index"], step)
-        prepared = [self.reward.prepare([text.split() for text in each]) for each in batch["references"]]
-        rewards = self._rewards(ids, prepared)
-        if self.options.self_critical.baseline == "greedy":
-            settings = self.options.generation.model_copy(update={"method": "greedy"})
-            baseline = self._rewards(self.written(fixed, settings).ids, prepared).expand_as(rewards)
-        else:
-            baseline = (rewards.sum(1, keepdim=True) - rewards) / (samples - 1)
+        prepared = self.prepared(batch)
+        rewards = self.rewards(ids, prepared)
+        baseline = self.baseline(rewards, fixed, prepared)
 
         mask = up_to_end(ids, self.text.sep_id)
         states = decoder(ids[:, :-1], mask[:, :-1], seen, group_size=samples)
@@ -95,7 +91,21 @@ class SelfCriticalTask(CaptionTask):
         numbers = samples[:, None] * count + torch.arange(count, device=samples.device)
         return self.written(context, settings, numbers.flatten(), (self.seed << 32) + step).ids
 
-    def _rewards(self, ids: Tensor, prepared: Sequence[Any]) -> Tensor:
+    def prepared(self, batch: dict[str, Any]) -> list[Any]:
+        """The references of each image as the reward wants them."""
+        return [self.reward.prepare([text.split() for text in each]) for each in batch["references"]]
+
+    def baseline(self, rewards: Tensor, context: Context, prepared: Sequence[Any]) -> Tensor:
+        """What the rewards (B, texts per image) are compared with, of the same shape."""
+        how = self.options.self_critical.baseline
+        if how == "greedy":
+            settings = self.options.generation.model_copy(update={"method": "greedy"})
+            return self.rewards(self.written(context, settings).ids, prepared).expand_as(rewards)
+        if how == "all":
+            return rewards.mean(1, keepdim=True).expand_as(rewards)
+        return (rewards.sum(1, keepdim=True) - rewards) / (rewards.shape[1] - 1)
+
+    def rewards(self, ids: Tensor, prepared: Sequence[Any]) -> Tensor:
         """fp32 (B, texts per image) of ids (B·texts, L)."""
         words = [tokenize(text).split() for text in caption_words(self.tokenizer, ids, self.prompt)]
         each = len(words) // len(prepared)

@@ -21,10 +21,11 @@ from aurora_ds.backbones.mplug import MplugBackbone
 from aurora_ds.backbones.mplug_text import FusionEncoder, PlainTextEncoder
 from aurora_ds.backbones.published import published_tensors, resize_positions, split_published
 from aurora_ds.config import BackboneConfig, CaptionConfig, GenerationConfig, VqaConfig
+from aurora_ds.tasks.beam_critical import beam_loss
 from aurora_ds.tasks.caption import CaptionTask
 from aurora_ds.tasks.generation import Context
 from aurora_ds.tasks.language import NO_TARGET, LanguageTask, next_targets
-from aurora_ds.tasks.penalised_beam import hypotheses
+from aurora_ds.tasks.penalised_beam import Hypothesis, hypotheses
 from aurora_ds.tasks.vqa import VqaTask
 from aurora_ds.tasks.writer import Writer
 from aurora_ds.verify.golden import Golden
@@ -178,8 +179,8 @@ def _settings(prompt: Tensor, beams: int, least: int, most: int) -> GenerationCo
 
 def _compare_hypotheses(
     golden: Golden, name: str, task: LanguageTask, context: Context, prompt: Tensor, numbers: dict[str, int]
-) -> None:
-    """All texts of a search, or as many as were recorded: their ids, lengths and scores."""
+) -> list[list[Hypothesis]]:
+    """All texts of a search, or as many as were recorded: their ids, lengths and scores. Returns them."""
     prefix = name.removesuffix(".ids")
     expected, settings = golden.outputs[name], _settings(prompt, **numbers)
     writer = Writer(task.model.text_decoder, context, prompt, len(context), settings, 102, 0)
@@ -194,6 +195,7 @@ def _compare_hypotheses(
     lengths = [[len(text.ids) for text in texts] for texts in found]
     golden.compare(f"{prefix}.lengths", torch.tensor(lengths))
     golden.compare(f"{prefix}.scores", torch.tensor([[text.score for text in texts] for texts in found]))
+    return found
 
 
 def _defaults(golden: Golden) -> dict[str, int]:
@@ -255,7 +257,23 @@ def caption(golden: Golden) -> None:
     with torch.no_grad():
         context = Context(model.text_decoder.context_kv(task.image_tokens(batch["image"])))
     _compare_generated(golden, task, context, task.prompt, _defaults(golden))
+    if "scst.loss" in golden.outputs:
+        _compare_self_critical(golden, task, batch["image"])
     _skip_margins(golden)
+
+
+def _compare_self_critical(golden: Golden, task: CaptionTask, image: Tensor) -> None:
+    """Beams, and the loss of recorded rewards, with its gradients."""
+    decoder, prompt, reward = task.model.text_decoder, task.prompt, golden.inputs["scst_reward"]
+    task.zero_grad()
+    seen = decoder.context_kv(task.image_tokens(image))
+    with torch.no_grad():
+        fixed = Context(seen)
+        texts = _compare_hypotheses(golden, "scst.ids", task, fixed, prompt, _defaults(golden))
+    loss = beam_loss(decoder, seen, texts, reward - reward.mean(1, keepdim=True), prompt, 0)
+    golden.compare("scst.loss", loss)
+    loss.backward()
+    compare_gradients(golden, task.model, prefix="scst.")
 
 
 def _labels(batch: dict[str, Tensor], prompt: int) -> Tensor:

@@ -27,6 +27,7 @@ from aurora_ds.data.text import pre_caption
 from aurora_ds.errors import AuroraError
 from aurora_ds.runtime import process_group
 from aurora_ds.runtime.gallery import Answer, Query, gallery
+from aurora_ds.tasks.beam_critical import BeamCriticalTask
 from aurora_ds.tasks.caption import CaptionTask, caption_words
 from aurora_ds.tasks.metrics.captioning import caption_scores
 from aurora_ds.tasks.metrics.cider import CiderD, DocumentFrequency
@@ -104,7 +105,8 @@ class CaptionWiring(Wiring):
             prompt,
         )
         if options.objective == "self_critical":
-            return SelfCriticalTask(*arguments, tokenizer, config.seed)
+            kind = BeamCriticalTask if options.self_critical.texts == "beams" else SelfCriticalTask
+            return kind(*arguments, tokenizer, config.seed)
         return CaptionTask(*arguments)
 
     # ---- training --------------------------------------------------------------------------------

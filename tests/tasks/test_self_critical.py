@@ -115,7 +115,7 @@ def test_the_loss_is_the_one_computed_token_by_token(tokenizer, reward, monkeypa
 def test_the_gradient_raises_the_better_caption_and_lowers_the_worse(tokenizer, reward, monkeypatch):
     task, batch = task_of(tokenizer, reward, samples=2), batch_of([0, 1, 2])
     losses, ids = drawn(task, monkeypatch, batch)
-    scores = task._rewards(ids, [reward.prepare([t.split() for t in each]) for each in REFERENCES])
+    scores = task.rewards(ids, [reward.prepare([t.split() for t in each]) for each in REFERENCES])
     image = int((scores[:, 0] - scores[:, 1]).abs().argmax())
     better = int(scores[image].argmax())
 
