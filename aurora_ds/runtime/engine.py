@@ -304,7 +304,7 @@ def build(
         )
     zero = settings["zero_optimization"]
     zero.setdefault("stage", config.zero_stage)
-    bucket = _bucket_size(sum(parameter.numel() for parameter in trainables))
+    bucket = bucket_elements(sum(parameter.numel() for parameter in trainables))
     if zero["stage"] == 0 and config.precision == "fp32":
         # There the engine clips: it has the norm at hand, which DeepSpeed would compute again and not report.
         settings["gradient_clipping"] = 0.0
@@ -363,7 +363,7 @@ def _without_hooks(offload: Any) -> Iterator[None]:
             table.update(hooks)
 
 
-def _bucket_size(elements: int) -> int:
+def bucket_elements(elements: int) -> int:
     """Elements of a communication bucket that holds `elements`: a multiple of 1024, since DeepSpeed wants even
     ones.
     """

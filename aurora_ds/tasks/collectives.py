@@ -59,6 +59,15 @@ class RowExchange:
         mine = owner.gather(1, order) == rank
         self.rows_to_send = row.gather(1, order)[mine].to(device)  # in the order of the asking ranks
 
+    @classmethod
+    def evenly(cls, rows: int, device: torch.device) -> RowExchange:
+        """As many rows from each rank, where tensors have shapes alone and nobody can say what is wanted."""
+        exchange, (_, size) = cls.__new__(cls), world()
+        shares = [(rank + 1) * rows // size - rank * rows // size for rank in range(size)]
+        exchange.receive = exchange.send = shares
+        exchange.back = exchange.rows_to_send = torch.arange(rows, device=device)
+        return exchange
+
     def fetch(self, x: Tensor) -> Tensor:
         """x (B, …) on every rank -> the wanted rows (len(wanted[rank]), …), with gradient to their owners."""
         return _AllToAll.apply(x[self.rows_to_send], self.send, self.receive)[self.back]

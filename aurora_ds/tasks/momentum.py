@@ -8,7 +8,7 @@ step, as published. Where those weights equal the online backbone both give the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -110,13 +110,14 @@ class TwinMomentum:
         device, dtype = self.model.vision_proj.weight.device, self.model.vision_proj.weight.dtype
         # The twin follows by thousandths a step, which 16 bits would round away: it is kept in fp32 and only
         # computes in 16.
-        low = dtype in (torch.bfloat16, torch.float16)
+        # Tensors that have shapes alone (`aurora-ds plan`) know no autocast: there it is in 16 as a whole.
+        low = dtype in (torch.bfloat16, torch.float16) and device.type != "meta"
         self.twin.to(device, torch.float32 if low else dtype)
         self._follow(decay)
         if self.twin_prompts is not None:
             self.twin_prompts.values = values
         self.twin.train(self.model.training and self.dropout)
-        with torch.autocast(device.type, dtype if low else torch.bfloat16, enabled=low):
+        with torch.autocast(device.type, dtype) if low else nullcontext():
             yield self.twin
 
     def state(self) -> dict[str, Tensor]:

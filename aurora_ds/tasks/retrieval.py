@@ -294,12 +294,14 @@ class RetrievalTask(nn.Module):
 
         Here, on more than one rank only, the host waits for the device once: for what each rank wants."""
         rows, longest = len(ids), negative_image.new_tensor([ids.shape[1]])
-        asked = gather_rows(
-            torch.cat([negative_image, negative_text, longest])[None], interleaved=False
-        ).cpu()
-        images = RowExchange(asked[:, :rows], self.interleaved, rows, ids.device)
-        texts = RowExchange(asked[:, rows:-1], self.interleaved, rows, ids.device)
-        padding = (0, int(asked[:, -1].max()) - ids.shape[1])
+        asked = gather_rows(torch.cat([negative_image, negative_text, longest])[None], interleaved=False)
+        if ids.is_meta:
+            images, texts, padding = *2 * (RowExchange.evenly(rows, ids.device),), (0, 0)
+        else:
+            asked = asked.cpu()
+            images = RowExchange(asked[:, :rows], self.interleaved, rows, ids.device)
+            texts = RowExchange(asked[:, rows:-1], self.interleaved, rows, ids.device)
+            padding = (0, int(asked[:, -1].max()) - ids.shape[1])
         packed = torch.cat([F.pad(ids, padding), F.pad(mask, padding)], dim=1)
         other_ids, other_mask = texts.fetch(packed).chunk(2, dim=1)
         return images.fetch(tokens), images.fetch(frames.detach()), other_ids, other_mask
