@@ -51,7 +51,7 @@ def build_task(config: RunConfig, loaded: LoadedBackbone | None = None) -> Assem
     Raises AuroraError for anything wrong with the backbone's files or the prompts' settings, and for kernels that
     cannot run here."""
     config = with_preset(config)
-    choose_kernels(config.kernels)
+    choose_kernels(config.kernels, config.kernel_sums)
     torch.manual_seed(config.seed)
     loaded = loaded or load_backbone(config.backbone)
     wiring = wiring_of(config)

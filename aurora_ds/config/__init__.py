@@ -42,6 +42,10 @@ class RunConfig(Section):
     kernels: Literal["auto", "triton", "torch"] = Field(
         "auto", description="path of the fused projection; auto: Triton where it was measured to be faster"
     )
+    kernel_sums: Literal["ordered", "atomic"] = Field(
+        "ordered",
+        description="how Triton kernels add up gradients of the factors; atomic: less memory, not the same bits again",
+    )
     backbone: BackboneConfig = BackboneConfig()
     prompts: PromptConfig = PromptConfig()
     retrieval: RetrievalConfig = RetrievalConfig()

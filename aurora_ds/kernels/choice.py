@@ -19,9 +19,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 Setting = Literal["auto", "triton", "torch"]
+Sums = Literal["ordered", "atomic"]
 TABLE = Path(__file__).with_name("choices.json")
 _TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _setting: Setting = "auto"
+_sums: Sums = "ordered"
 _family: str | None = None  # set by agree()
 
 
@@ -36,6 +38,20 @@ def use(setting: Setting) -> None:
 def setting() -> Setting:
     """What `use` was told last; `auto` before."""
     return _setting
+
+
+def use_sums(order: Sums) -> None:
+    """How the Triton kernels add up the parts of a gradient of U or A, from here on in this process: `ordered` repeats
+    bit for bit; `atomic` adds in the order in which parts finish, keeps one sum in place of all parts, and does not."""
+    global _sums
+    if order not in ("ordered", "atomic"):
+        raise ValueError(f"sums must be ordered or atomic, not {order!r}")
+    _sums = order
+
+
+def sums() -> Sums:
+    """What `use_sums` was told last; `ordered` before."""
+    return _sums
 
 
 @functools.cache
@@ -150,7 +166,7 @@ def describe(device_type: str) -> str:
     if not triton_runs_on(device_type):
         return f"torch, because {obstacle() or 'the device is no GPU'}"
     if _setting == "triton":
-        return "triton, as set" + (", in its interpreter" if interpreted() else "")
+        return "triton, as set" + (", in its interpreter" if interpreted() else "") + _unordered()
     rows = _measured(_family or family())
     if not rows:
         return (
@@ -159,4 +175,9 @@ def describe(device_type: str) -> str:
     fused = sum(path == "triton" for path in rows.values())
     return (
         f"measured on {_family or family()}: triton for {fused} of {len(rows)} shapes, torch for all others"
+        + _unordered()
     )
+
+
+def _unordered() -> str:
+    return "; gradients of factors added up by atomics, whose bits do not repeat" if _sums == "atomic" else ""

@@ -18,14 +18,18 @@ from aurora_ds.kernels import (
 from aurora_ds.prompts.attach import Prompts
 
 
-def choose_kernels(setting: Literal["auto", "triton", "torch"]) -> None:
-    """From here on, in this process. Raises AuroraError for `triton` where it cannot run."""
+def choose_kernels(
+    setting: Literal["auto", "triton", "torch"], sums: Literal["ordered", "atomic"] = "ordered"
+) -> None:
+    """From here on, in this process: the path, and how the kernels add up gradients of factors. Raises AuroraError for
+    `triton` where it cannot run."""
     reason = choice.obstacle() if setting == "triton" else None
     if reason is not None:
         raise AuroraError(
             f"kernels=triton cannot run here: {reason}. Set kernels=auto, which takes PyTorch where Triton cannot run."
         )
     choice.use(setting)
+    choice.use_sums(sums)
 
 
 def warm_up(prompts: Prompts, device: torch.device, dtype: torch.dtype) -> int:

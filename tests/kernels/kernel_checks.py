@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import sys
 
 import torch
@@ -19,11 +20,14 @@ from aurora_ds.kernels import (
     dropout_mask,
     low_rank,
     merge,
+    norm_low_rank,
     prompted_linear,
     prompted_linear_from,
     reconstruct,
 )
 from aurora_ds.kernels.low_rank import _fused as _fused_low_rank
+from aurora_ds.kernels.norm_low_rank import _fused as _fused_norm
+from aurora_ds.kernels.norm_low_rank import twin as norm_twin
 from aurora_ds.kernels.prompted_linear import _fused
 from aurora_ds.kernels.prompted_linear_from import _fused as _fused_from
 from aurora_ds.kernels.reconstruct import _fused as _fused_reconstruct
@@ -32,12 +36,14 @@ DEVICE = torch.device("cpu" if choice.interpreted() else "cuda")
 
 
 def distance(got: Tensor, want: Tensor, terms: Tensor | None = None) -> float:
-    """Relative, in the 2-norm; 0 for two empty tensors. Of up to four numbers, relative to the sizes of the `terms`
-    that they are sums of, where given: they may cancel all but wholly, and then any rounding of them shows."""
-    if not want.numel():
-        return 0.0 if got.shape == want.shape else 1.0
-    size = want if terms is None or want.numel() > 4 else terms
-    return float((got.double() - want.double()).norm() / size.double().norm())
+    """Relative, in the 2-norm; absolute from nothing but zeros. Of up to four numbers, relative to the sizes of the
+    `terms` that they are sums of, where given: they may cancel all but wholly, and then any rounding of them shows.
+    Infinite for other shapes and for what is no number."""
+    if got.shape != want.shape:
+        return math.inf
+    size = float((want if terms is None or want.numel() > 4 else terms).double().norm())
+    error = float((got.double() - want.double()).norm()) / (size or 1.0)
+    return math.inf if math.isnan(error) else error
 
 
 def case(inputs, outputs, form, rank, width_in, width_out, rows, dtype, strided=False):
@@ -130,6 +136,43 @@ def checkpointed():
     return {"equal": all(torch.equal(a, b) for a, b in zip(*found, strict=True))}
 
 
+def normed(rank, width, rows, dtype, strided=False):
+    """LayerNorm with x Uᵀ: h, z and gradients, distances from float64, and whether a second run has the same bits."""
+    generator = torch.Generator().manual_seed(rank + rows)
+
+    def tensor(*shape, shift=0.0):
+        return (torch.randn(*shape, generator=generator) + shift).to(DEVICE, getattr(torch, dtype))
+
+    x = tensor(width, rows, shift=2.0).t() if strided else tensor(rows, width, shift=2.0)
+    weight, bias, down = tensor(width, shift=1.0), tensor(width), tensor(rank, width)
+    gradients = tensor(rows, width), tensor(rows, rank)
+    found = []
+    for wide in (False, False, True):
+        leaves = [(t.double() if wide else t).detach().requires_grad_() for t in (x, down)]
+        fixed = [t.double() if wide else t for t in (weight, bias)]
+        if wide:
+            h, z = norm_twin(leaves[0], *fixed, leaves[1], 1e-6)
+        else:
+            h, z = norm_low_rank(leaves[0], *fixed, leaves[1], 1e-6)
+        incoming = [g.to(h) for g in gradients]
+        found.append([h.detach(), z.detach(), *torch.autograd.grad((h, z), leaves, incoming)])
+    got, again, want = found
+    return {
+        "distances": [distance(a, b) for a, b in zip(got, want, strict=True)],
+        "repeats": all(torch.equal(a, b) for a, b in zip(got, again, strict=True)),
+    }
+
+
+def atomic(inputs, dropout, shared=False, **sizes):
+    """Distances of gradients whose parts are added by atomics from those with ordered sums."""
+    tensors, seed = case(inputs, **sizes), torch.tensor(3 << 40)
+    found = []
+    for order in ("atomic", "ordered"):
+        choice.use_sums(order)
+        found.append(run("triton", tensors, inputs, dropout, seed, shared=shared))
+    return {"distances": [distance(*each) for each in zip(*found, strict=True)]}
+
+
 def reconstruction(rank, dtype):
     """Sites of two widths, all layouts: A and gradients, distances from float64."""
     plan = Plan((33, 20, 33, 33, 20, 80), (3, 1, 1, 4, 2, 1), (1, 1, 4, 1, 1, 1), rank)
@@ -209,6 +252,7 @@ def registered():
         _fused, (leaves[0], weight, bias, *leaves[1:], None, 1, 1.0, 0.0, None), test_utils=tests
     )
     torch.library.opcheck(_fused_low_rank, tuple(leaves[:2]), test_utils=tests)
+    torch.library.opcheck(_fused_norm, (leaves[0], x[0], x[1], leaves[1], 1e-6), test_utils=tests)
     z = torch.randn(4, 3, device=DEVICE, requires_grad=True)
     torch.library.opcheck(
         _fused_from, (leaves[0], z, weight, bias, leaves[2], None, 1, 1.0, 0.0, None), test_utils=tests

@@ -18,7 +18,7 @@ import json, sys
 import torch
 from aurora_ds.kernels import Plan
 from aurora_ds.kernels.gpu.ahead_of_time import SHARED_LIMIT, SiteShape, compile_for, distinct
-from aurora_ds.kernels.gpu.ahead_of_time import launches_of_bank, launches_of_projection
+from aurora_ds.kernels.gpu.ahead_of_time import launches_of_bank, launches_of_norm, launches_of_projection
 
 target, sites, dtype, bank, parts = json.load(sys.stdin)
 dtype, found = getattr(torch, dtype), {}
@@ -27,6 +27,10 @@ for site in sites:
     made = launches_of_projection(SiteShape(*site, dtype), target)
     launches |= {f"{site} {part}": launch for part, launch in made.items() if not parts or part in parts}
 if bank:
+    for width in (768, 1024):
+        for rank in (32, 64):
+            made = launches_of_norm(width, rank, dtype, target)
+            launches |= {f"norm {width} {rank} {part}": launch for part, launch in made.items()}
     launches |= launches_of_bank(Plan((768, 1024, 768), (3, 1, 1), (1, 4, 1), 64), target, dtype)
 for name, launch in distinct(launches).items():
     need = compile_for(launch, target)

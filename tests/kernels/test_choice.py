@@ -19,10 +19,11 @@ from aurora_ds.prompts.kernel_path import choose_kernels, warm_up
 
 @pytest.fixture(autouse=True)
 def _as_before():
-    before = choice.setting(), choice._family
+    before = choice.setting(), choice.sums(), choice._family
     yield
     choice.use(before[0])
-    choice._family = before[1]
+    choice.use_sums(before[1])
+    choice._family = before[2]
 
 
 @pytest.fixture
@@ -87,6 +88,35 @@ def test_triton_where_it_cannot_run_is_refused_with_a_way_out(monkeypatch):
     with pytest.raises(AuroraError, match="kernels=triton cannot run here.*kernels=auto"):
         choose_kernels("triton")
     assert choice.setting() != "triton"
+
+
+def test_sums_are_ordered_unless_set_and_the_log_says_so(device_with_triton, monkeypatch):
+    monkeypatch.setattr(choice, "obstacle", lambda: None)
+    assert RunConfig().kernel_sums == choice.sums() == "ordered"
+    choose_kernels("triton")
+    assert "atomics" not in choice.describe("cuda")
+    choose_kernels("triton", "atomic")
+    assert choice.sums() == "atomic" and "atomics" in choice.describe("cuda")
+    with pytest.raises(ValueError, match="ordered or atomic"):
+        choice.use_sums("fast")
+
+
+def test_what_a_shared_input_takes_stands_in_the_table_by_itself(device_with_triton, tmp_path, monkeypatch):
+    table = tmp_path / "choices.json"
+    rows = ["bfloat16 1536x768 r64 i1 from z", "bfloat16 64x768 r64 i1 z", "bfloat16 64x1024 r64 i1 norm"]
+    table.write_text(json.dumps({"families": {"sm_90": dict.fromkeys(rows, "triton")}}))
+    monkeypatch.setattr(choice, "TABLE", table)
+    choice._measured.cache_clear()
+    choice.use("auto")
+    try:
+        assert path(device_with_triton, sizes=(1536, 768)) == "torch"
+        start = choice.path_of_start
+        common = (device_with_triton, torch.bfloat16)
+        assert choice.path_of_projection(*common, 1536, 768, 64, 1, from_z=True) == "triton"
+        assert start(*common, 768, 64, 1) == "triton" and start(*common, 768, 64, 1, norm=True) == "torch"
+        assert start(*common, 1024, 64, 1) == "torch" and start(*common, 1024, 64, 1, norm=True) == "triton"
+    finally:
+        choice._measured.cache_clear()
 
 
 def test_the_setting_is_one_of_three():

@@ -57,10 +57,18 @@ FEW = [
     projection((1, 2), "cp", 5, (19, 37, 41), "float32", 0.3, shared=True, strided=True),
     projection((4, 1), "tucker", 5, (19, 37, 0), "float32", 0.3, shared=True),
     projection((4, 1), "cp", 5, (19, 37, 0), "float32", 0.0),
+    {"what": "normed", "rank": 5, "width": 37, "rows": 41, "dtype": "float32", "strided": True},
+    {"what": "normed", "rank": 70, "width": 64, "rows": 33, "dtype": "float16"},
+    {"what": "normed", "rank": 1, "width": 64, "rows": 7, "dtype": "bfloat16"},
+    {"what": "normed", "rank": 3, "width": 37, "rows": 0, "dtype": "float32"},
     {"what": "reconstruction", "rank": 3, "dtype": "float32"},
     {"what": "reconstruction", "rank": 33, "dtype": "bfloat16"},
     {"what": "merging", "inputs": 1, "rank": 5, "dtype": "float32"},
     {"what": "merging", "inputs": 4, "rank": 64, "dtype": "float16"},
+]
+ATOMIC = [
+    {**projection((1, 3), "tucker", 33, (19, 37, 200), "float32", 0.3), "what": "atomic"},
+    {**projection((4, 1), "cp", 5, (19, 37, 141), "float32", 0.0), "what": "atomic"},
 ]
 SINGLE = [
     {"what": "mask", "rows": 37, "rank": 33},
@@ -96,7 +104,7 @@ def findings(checks: list[dict[str, Any]], timeout: int, interpreter: str = "1")
 
 @pytest.fixture(scope="module")
 def few() -> dict[str, dict[str, Any]]:
-    checks = FEW + SINGLE
+    checks = FEW + SINGLE + ATOMIC  # the last switch to atomics and back
     return {json.dumps(c): f for c, f in zip(checks, findings(checks, 280), strict=True)}
 
 
@@ -109,6 +117,11 @@ def test_values_and_gradients_are_within_the_dtypes_bound(check, few):
     found = few[json.dumps(check)]
     assert max(found["distances"]) < BOUND[check["dtype"]], found
     assert found.get("repeats", True)
+
+
+@pytest.mark.parametrize("check", ATOMIC, ids=name)
+def test_sums_by_atomics_are_near_the_ordered_ones(check, few):
+    assert max(few[json.dumps(check)]["distances"]) < BOUND["float32"]
 
 
 def test_the_kernels_mask_is_the_twins(few):

@@ -16,7 +16,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from aurora_ds.kernels.gpu import merging, projection, reconstruction
+from aurora_ds.kernels import choice
+from aurora_ds.kernels.gpu import merging, norming, products, projection, reconstruction
 from aurora_ds.kernels.gpu.launch import Launch, recording
 from aurora_ds.kernels.reconstruct import Plan
 
@@ -158,7 +159,30 @@ def launches_of_projection(site: SiteShape, target: str, rows: int = 32 * 577) -
     with recording(target) as launches:
         y, z = projection.forward(x, weight, empty(site.d_out), down, mix, diagonal, inputs, 1.0, 0.1, seed)
         projection.backward(y, x, z, weight, down, mix, diagonal, 1.0, 0.1, seed, (True, True, True))
-    return dict(zip(("z", "y", "dA parts", "dA", "dz", "dU parts", "dU", "dx"), launches, strict=True))
+        products.masked(z, inputs, 0.1, seed)
+    names = ("z", "y", "dA parts", "dA", "dz", "dU parts", "dU", "dx", "mask of a shared z")
+    return dict(zip(names, launches, strict=True))
+
+
+def launches_of_norm(
+    width: int, rank: int, dtype: torch.dtype, target: str, rows: int = 32 * 577
+) -> dict[str, Launch]:
+    """What a LayerNorm of `width` numbers that makes x Uᵀ starts, forward and backward; and the parts of dU, as they
+    are added up by atomics."""
+
+    def empty(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    x, weight, down = empty(rows, width), empty(width), empty(rank, width)
+    before = choice.sums()
+    choice.use_sums("atomic")
+    try:
+        with recording(target) as launches:
+            h, z, mean, deviation = norming.forward(x, weight, weight, down, 1e-6)
+            norming.backward(h, z, x, h, mean, deviation, weight, down, (True, True))
+    finally:
+        choice.use_sums(before)
+    return dict(zip(("h and z", "dx through a norm", "dU by atomics", "dU of them"), launches, strict=True))
 
 
 def launches_of_bank(plan: Plan, target: str, dtype: torch.dtype) -> dict[str, Launch]:

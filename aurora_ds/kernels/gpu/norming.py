@@ -41,7 +41,6 @@ def norm_kernel(
     """h[m] = γ∘(x[m] - mean)/σ + β; z[m, r] = Σ_k h[m, k] down[r, k], of h as it is rounded."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     ranks = tl.program_id(1) * RANKS + tl.arange(0, RANKS)
-    first_ranks = tl.program_id(1) == 0  # the others make h again, and write only their z
     inside_rows, inside_ranks = rows < M, ranks < RANK
     rows_wide = rows.to(tl.int64)
     inner = tl.arange(0, INNER)
@@ -72,7 +71,8 @@ def norm_kernel(
         shift = tl.load(beta + columns, mask=inside, other=0.0).to(tl.float32)
         normed = (tile - mean[:, None]) * deviation[:, None] * by[None, :] + shift[None, :]
         rounded = normed.to(h.dtype.element_ty)
-        tl.store(h + rows_wide[:, None] * WIDTH + columns[None, :], rounded, mask=inside_tile & first_ranks)
+        if tl.program_id(1) == 0:  # the others make h again, and write only their z
+            tl.store(h + rows_wide[:, None] * WIDTH + columns[None, :], rounded, mask=inside_tile)
         u_tile = tl.load(
             down + columns[:, None] + ranks[None, :] * WIDTH,
             mask=inside[:, None] & inside_ranks[None, :],
@@ -84,8 +84,9 @@ def norm_kernel(
         total.to(z.dtype.element_ty),
         mask=inside_rows[:, None] & inside_ranks[None, :],
     )
-    tl.store(mean_of + rows, mean, mask=inside_rows & first_ranks)
-    tl.store(deviation_of + rows, deviation, mask=inside_rows & first_ranks)
+    if tl.program_id(1) == 0:
+        tl.store(mean_of + rows, mean, mask=inside_rows)
+        tl.store(deviation_of + rows, deviation, mask=inside_rows)
 
 
 @triton.jit

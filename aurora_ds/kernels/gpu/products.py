@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 from torch import Tensor
 
+from aurora_ds.kernels import choice
 from aurora_ds.kernels.gpu import tiles
 from aurora_ds.kernels.gpu.dots import precision
 from aurora_ds.kernels.gpu.launch import launch
@@ -146,12 +149,14 @@ def reduce(
     """s·Σ_m p[m]ᵀ q[m] -> (columns, columns of q), or its transpose; row m of p is a `pieces`-th of a stored row."""
     rows, narrow = q.shape
     size, width = tiles.reduction_tiles(p.dtype), tiles.rank_tile(narrow, p.dtype)
-    part_rows = tiles.part_rows(rows, size.inner)
-    partial = torch.empty(triton.cdiv(rows, part_rows), columns, narrow, dtype=torch.float32, device=p.device)
-    if partial.numel():
+    part_rows, atomic = tiles.part_rows(rows, size.inner), choice.sums() == "atomic"
+    parts = triton.cdiv(rows, part_rows)
+    make = functools.partial(torch.zeros, 1) if atomic else functools.partial(torch.empty, parts)
+    partial = make(columns, narrow, dtype=torch.float32, device=p.device)
+    if parts and partial.numel():
         launch(
             reduction_kernel,
-            (triton.cdiv(columns, size.rows) * triton.cdiv(narrow, width), len(partial)),
+            (triton.cdiv(columns, size.rows) * triton.cdiv(narrow, width), parts),
             p,
             q,
             partial,
@@ -161,6 +166,7 @@ def reduce(
             COLUMNS_P=columns,
             COLUMNS_Q=narrow,
             PIECES=pieces,
+            ATOMIC=atomic,
             PRECISION=precision(),
             TILE_P=size.rows,
             TILE_Q=width,

@@ -226,12 +226,13 @@ def reduction_kernel(
     COLUMNS_P: tl.constexpr,
     COLUMNS_Q: tl.constexpr,
     PIECES: tl.constexpr,  # rows that lie side by side in one row of p
+    ATOMIC: tl.constexpr,  # all parts are added into the first, which holds zeros
     PRECISION: tl.constexpr,
     TILE_P: tl.constexpr,
     TILE_Q: tl.constexpr,
     INNER: tl.constexpr,
 ):
-    """out[part] = Σ_m p[m]ᵀ q[m] over the part's rows, fp32; the caller adds up the parts in their order."""
+    """out[part] = Σ_m p[m]ᵀ q[m] over the part's rows, fp32; finish_kernel adds up the parts in their order."""
     across: tl.constexpr = (COLUMNS_Q + TILE_Q - 1) // TILE_Q
     columns_p = tl.program_id(0) // across * TILE_P + tl.arange(0, TILE_P)
     columns_q = tl.program_id(0) % across * TILE_Q + tl.arange(0, TILE_Q)
@@ -257,14 +258,12 @@ def reduction_kernel(
             other=0.0,
         )
         total = multiply_add(tl.trans(p_tile), q_tile, total, PRECISION)
-    tl.store(
-        out
-        + part.to(tl.int64) * (COLUMNS_P * COLUMNS_Q)
-        + columns_p[:, None] * COLUMNS_Q
-        + columns_q[None, :],
-        total,
-        mask=inside_p[:, None] & inside_q[None, :],
-    )
+    at = columns_p[:, None] * COLUMNS_Q + columns_q[None, :]
+    inside_tile = inside_p[:, None] & inside_q[None, :]
+    if ATOMIC:
+        tl.atomic_add(out + at, total, mask=inside_tile, sem="relaxed")
+    else:
+        tl.store(out + part.to(tl.int64) * (COLUMNS_P * COLUMNS_Q) + at, total, mask=inside_tile)
 
 
 @triton.jit(do_not_specialize=["parts"])
