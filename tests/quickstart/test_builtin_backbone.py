@@ -40,7 +40,8 @@ def loaded() -> LoadedBackbone:
 
 def test_the_script_makes_a_model_of_these_sizes(maker: ModuleType) -> None:
     sizes = json.loads((ASSETS / "backbone.json").read_text())
-    assert maker.backbone_config().model_dump(include=set(sizes)) == sizes
+    own = BackboneConfig.model_validate(sizes)  # with what was not there to be said when the file was made
+    assert maker.backbone_config().model_dump(include=set(sizes)) == own.model_dump(include=set(sizes))
 
 
 def test_the_asset_is_small() -> None:
