@@ -3,10 +3,10 @@
 Every moment of a measured step belongs to one part: the innermost one that is open, `other` where none is. So a
 collective inside backward counts as communication and not as backward, and the parts add up to the step.
 
-Communication is the time that the step stands still in `Work.wait`, through which every collective passes that this
-package, DeepSpeed or torch calls. On a CPU that is the main thread, which also waits there for ranks that are slower.
-On a GPU it is the stream that the step runs on; collectives that overlap with it on another stream cost the step
-nothing and are not counted.
+Communication is the time that the step stands still in a collective call of its process groups or in the wait for
+one's result, which is where all of them pass that this package, DeepSpeed or torch makes. On a CPU that is the main
+thread, which also waits there for ranks that are slower. On a GPU it is the stream that the step runs on; collectives
+that overlap with it on another stream cost the step nothing and are not counted.
 
 On a CPU every step is measured, by the clock. On a GPU only the steps asked for are, by events on the stream, with a
 synchronization before and after: elsewhere the host runs ahead of the device, and must not be held back.
@@ -15,7 +15,7 @@ synchronization before and after: elsewhere the host runs ahead of the device, a
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -23,6 +23,25 @@ import torch
 import torch.distributed as dist
 
 PARTS = ("data", "forward", "backward", "communication", "optimizer", "other")
+# Methods of a process group that communicate, as far as this build of torch has them. NCCL may do so inside the call,
+# on the caller's stream, gloo does in a thread of its own, for which `Work.wait` waits.
+_CALLS = (
+    *(
+        "allreduce",
+        "allreduce_coalesced",
+        "reduce",
+        "broadcast",
+        "barrier",
+        "send",
+        "recv",
+        "gather",
+        "scatter",
+    ),
+    *("allgather", "_allgather_base", "all_gather_single", "allgather_coalesced"),
+    *("allgather_into_tensor_coalesced", "all_gather_single_coalesced", "_end_coalescing"),
+    *("reduce_scatter", "_reduce_scatter_base", "reduce_scatter_single", "reduce_scatter_single_coalesced"),
+    *("reduce_scatter_tensor_coalesced", "alltoall", "alltoall_base", "all_to_all_single"),
+)
 # Prefix of the ranges that a profiler sees.
 RANGE = "aurora"
 
@@ -112,20 +131,26 @@ class StepTimes:
         self._stream = torch.cuda.current_stream() if self.on_gpu else "cpu"
         self._part, self._marks = "other", []
         self._mark("other")
-        wait = dist.Work.wait
-
-        def timed(work: Any, *arguments: Any, **keywords: Any) -> Any:
-            if self.on_gpu and torch.cuda.current_stream() != self._stream:
-                return wait(work, *arguments, **keywords)
-            with self.part("communication"):
-                return wait(work, *arguments, **keywords)
-
-        dist.Work.wait = timed
+        waits = [(dist.Work, "wait", vars(dist.Work)["wait"])]
+        group = vars(dist.ProcessGroup)
+        waits += [(dist.ProcessGroup, name, group[name]) for name in _CALLS if name in group]
+        for place, name, call in waits:
+            setattr(place, name, self._as_communication(call))
         try:
             yield
         finally:
-            dist.Work.wait = wait
+            for place, name, call in waits:
+                setattr(place, name, call)
             self._stream = None
+
+    def _as_communication(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*arguments: Any, **keywords: Any) -> Any:
+            if self.on_gpu and torch.cuda.current_stream() != self._stream:
+                return call(*arguments, **keywords)
+            with self.part("communication"):
+                return call(*arguments, **keywords)
+
+        return timed
 
     def _mark(self, part: str) -> None:
         """From here on it is `part`."""

@@ -25,9 +25,12 @@ def gather_rows(x: Tensor, interleaved: bool) -> Tensor:
     _, size = world()
     if size == 1:
         return x
-    parts = [torch.empty_like(x) for _ in range(size)]
-    dist.all_gather(parts, x.contiguous())
-    return torch.stack(parts, dim=1).flatten(0, 1) if interleaved else torch.cat(parts)
+    # into one tensor: a list of them would be copied one by one, a kernel for each rank
+    everyone = x.new_empty(size * len(x), *x.shape[1:])
+    dist.all_gather_into_tensor(everyone, x.contiguous())
+    if interleaved:
+        everyone = everyone.unflatten(0, (size, len(x))).transpose(0, 1).flatten(0, 1)
+    return everyone
 
 
 @torch.no_grad()
@@ -52,12 +55,11 @@ class RowExchange:
         rank, size = world()
         owner = wanted % size if interleaved else wanted // rows
         row = wanted // size if interleaved else wanted % rows
-        order = owner.argsort(dim=1, stable=True)  # requests grouped by owner
-        counts = torch.stack([(owner == r).sum(1) for r in range(size)], dim=1)  # [asking rank][owner]
-        self.receive, self.send = counts[rank].tolist(), counts[:, rank].tolist()
-        self.back = order[rank].argsort().to(device)  # place of each request among the received rows
-        mine = owner.gather(1, order) == rank
-        self.rows_to_send = row.gather(1, order)[mine].to(device)  # in the order of the asking ranks
+        mine = owner == rank
+        self.receive, self.send = owner[rank].bincount(minlength=size).tolist(), mine.sum(1).tolist()
+        # rows come grouped by owner: the place of each request among them
+        self.back = owner[rank].argsort(stable=True).argsort().to(device)
+        self.rows_to_send = row[mine].to(device)  # in the order of the asking ranks
 
     @classmethod
     def evenly(cls, rows: int, device: torch.device) -> RowExchange:
