@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from aurora_ds.backbones.separate_encoders import SeparateEncoders
 from aurora_ds.backbones.site import Site
 from aurora_ds.backbones.text import INITIAL_STD, KeysValues, TextEncoder
 from aurora_ds.backbones.vision import VisionTransformer
@@ -18,7 +19,7 @@ from aurora_ds.config import BackboneConfig
 INITIAL_TEMPERATURE = 0.07
 
 
-class BlipRetrieval(nn.Module):
+class BlipRetrieval(SeparateEncoders, nn.Module):
     """Encoders and heads under the published names; random weights until a checkpoint is loaded.
 
     `vision_proj` (D -> E), `text_proj` (H -> E), `itm_head` (H -> 2, class 1 = match), `temp`: contrastive temperature.

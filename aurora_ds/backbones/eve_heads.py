@@ -96,8 +96,9 @@ class EveRetrieval(EveModel):
         return tokens, self._first(self._pass(image_tokens=tokens, relative=self.relative_alone))
 
     def text_states(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Texts by themselves, ids and mask (B, L) -> the state (B, D) of each."""
-        return self._first(self._pass(input_ids=ids, attention_mask=mask, relative=self.relative_alone))
+        """Texts by themselves, ids and mask (B, L) -> the state of each, (B, 1, D)."""
+        one = self._pass(input_ids=ids, attention_mask=mask, relative=self.relative_alone)
+        return self._first(one)[:, None]
 
     def image_keys(self, tokens: Tensor) -> Tensor:
         """What matching needs of image tokens: themselves."""
@@ -114,6 +115,13 @@ class EveRetrieval(EveModel):
     ) -> Tensor:
         """States (B, L, D) of texts, ids and mask (B, L), read with the images of `keys`: row by row, by `image_index`,
         or `group_size` texts of each image in turn."""
+        if group_size is not None and len(keys) > 1 and self.config.eve.released:
+            # published: every kind of pair in a pass of its own, which shares its experts' capacity
+            turns = [
+                self.matched(ids[turn::group_size], mask[turn::group_size], keys)
+                for turn in range(group_size)
+            ]
+            return torch.stack(turns, dim=1).flatten(0, 1)
         if image_index is not None:
             keys = keys.index_select(0, image_index)
         elif group_size is not None:

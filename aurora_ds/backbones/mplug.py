@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from aurora_ds.backbones.blip import INITIAL_TEMPERATURE
 from aurora_ds.backbones.decoder import TextDecoder
 from aurora_ds.backbones.mplug_text import FusionEncoder, FusionKeys, PlainTextEncoder, layer_sites
+from aurora_ds.backbones.separate_encoders import SeparateEncoders
 from aurora_ds.backbones.site import Site
 from aurora_ds.backbones.text import INITIAL_STD, LAYER_NORM_EPS, initialise
 from aurora_ds.backbones.vision import ClipVisionTransformer
@@ -112,7 +113,7 @@ class _Writing(MplugBackbone):
         return super().query_layers() + self.text_decoder.bert.query_layers("text_decoder.bert")
 
 
-class MplugRetrieval(_Reading):
+class MplugRetrieval(SeparateEncoders, _Reading):
     """Both encoders' projections to the joint space, and the matching head on the fused text's first state.
 
     `vision_proj`, `text_proj` (H -> E), `itm_head` (H -> 2, class 1 = match), `temp`: contrastive temperature."""

@@ -18,7 +18,10 @@ class RetrievalConfig(Section):
     )
     alpha_ramp_epochs: float = Field(1.0, ge=0)
     momentum: float = Field(0.995, ge=0, le=1)
-    momentum_model: Literal["slot", "twin"] = "slot"
+    momentum_model: Literal["slot", "twin", "off"] = Field(
+        "slot",
+        description="off: the keys are the batch's own features, with gradient; neither queue nor soft targets",
+    )
     momentum_dropout: bool | None = Field(None, description="dropout in the momentum pass (released: true)")
     temperature: PositiveFloat | None = Field(None, description="null: the checkpoint's own")
     train_temperature: bool = False
@@ -32,6 +35,9 @@ class RetrievalConfig(Section):
     negative_similarity: Literal["online", "momentum"] = Field(
         "online",
         description="whose features say how likely a negative is; momentum: as mPLUG's published code",
+    )
+    negative_floor: float = Field(
+        0.0, ge=0, description="added to the probability of every negative; EVE: 1e-5"
     )
     frame_weights: Annotated[Literal["off", "consistent", "released"] | None, Switchable] = Field(
         None,

@@ -2,7 +2,7 @@
 (BLIP §3.2).
 
 The task is the module that the engine wraps: `forward(batch)` gives the losses, `forward(batch, what=…)`
-the pieces that evaluation needs. It asks a backbone for `image_tokens`, `text_encoder`, `image_keys`, `matched` and the
+the pieces that evaluation needs. It asks a backbone for `image_states`, `text_states`, `image_keys`, `matched` and the
 heads, and knows no file format.
 
 With `contrast=global` every rank sees the global batch's keys, in the order of the global batch, and
@@ -26,6 +26,7 @@ from aurora_ds.tasks.collectives import RowExchange, gather_rows, sum_over_ranks
 from aurora_ds.tasks.contrast import Features, contrastive_loss
 from aurora_ds.tasks.feature_queue import FeatureQueue
 from aurora_ds.tasks.frame_attention import frame_scales
+from aurora_ds.tasks.gathered_keys import gather_with_gradient
 from aurora_ds.tasks.momentum import ModelFactory, SlotMomentum, TwinMomentum
 from aurora_ds.tasks.negatives import draw, keyed_uniform
 
@@ -52,7 +53,7 @@ class RetrievalTask(nn.Module):
     """Losses and evaluation pieces of retrieval over one backbone.
 
     Args:
-        model: backbone with `image_tokens`, `text_encoder`, `image_keys`, `matched`, `vision_proj`, `text_proj`,
+        model: backbone with `image_states`, `text_states`, `image_keys`, `matched`, `vision_proj`, `text_proj`,
             `itm_head`.
         config: with its preset resolved. prompts: what was attached to `model`; None for full fine-tuning.
         temperature: the checkpoint's own, used when `retrieval.temperature` is null.
@@ -81,11 +82,12 @@ class RetrievalTask(nn.Module):
                 "Full fine-tuning has no adapter slot to keep a momentum copy in. Set retrieval.momentum_model=twin."
             )
         dropout = bool(options.momentum_dropout)
-        self.momentum_model = (
-            SlotMomentum(model, prompts, dropout)
-            if options.momentum_model == "slot"
-            else TwinMomentum(model, prompts, twin, momentum_weights, dropout)
-        )
+        if options.momentum_model == "off":
+            self.momentum_model = None
+        elif options.momentum_model == "slot":
+            self.momentum_model = SlotMomentum(model, prompts, dropout)
+        else:
+            self.momentum_model = TwinMomentum(model, prompts, twin, momentum_weights, dropout)
         self.queue = FeatureQueue(config.backbone.embed_dim, options.queue_size, config.seed)
         if queues:
             self.queue.load(queues)
@@ -94,6 +96,7 @@ class RetrievalTask(nn.Module):
             *(("off", 0.0) if prompts is None else (prompts.config.context, prompts.config.context_scale))
         )
         self.interleaved = options.contrast == "global"
+        self.draw = draw  # verification puts recorded draws in its place
 
     # ---- entry points ----------------------------------------------------------------------------
 
@@ -125,8 +128,8 @@ class RetrievalTask(nn.Module):
         """image (B, 3, H, W) or clips (B, T, 3, H, W) -> tokens (B, T·(N+1), D), feature (B, E), frame
         features (B, T, E)."""
         frames = image.shape[1] if image.dim() == 5 else 1
-        tokens = model.image_tokens(image.flatten(0, 1) if image.dim() == 5 else image)
-        first = tokens[:, 0].unflatten(0, (-1, frames))  # (B, T, D)
+        tokens, first = model.image_states(image.flatten(0, 1) if image.dim() == 5 else image)
+        first = first.unflatten(0, (-1, frames))  # (B, T, D)
         feature = F.normalize(_wide(model.vision_proj(first.mean(1))), dim=-1)
         frame_features = (
             F.normalize(_wide(model.vision_proj(first)), dim=-1) if frames > 1 else feature.unsqueeze(1)
@@ -137,7 +140,7 @@ class RetrievalTask(nn.Module):
         self, model: nn.Module, ids: Tensor, mask: Tensor, trace: dict[str, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
         """ids, mask (B, L) -> state of the first token (B, H), feature (B, E)."""
-        states = model.text_encoder(ids, mask)
+        states = model.text_states(ids, mask)
         if trace is not None:
             trace["text_embeds"] = states
         first = states[:, 0]
@@ -152,7 +155,8 @@ class RetrievalTask(nn.Module):
         alpha: float | None = None,
         trace: dict[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """Losses of one batch: `loss` = `loss_ita` + `loss_itm` (scalars, fp32), mean over the rank's rows.
+        """Losses of one batch: `loss` = `loss_ita` + `loss_itm` (scalars, fp32), mean over the rank's rows; and
+        `loss_auxiliary`, where the model has a loss of its own.
 
         Args:
             step: optimizer step, a key of the negatives. alpha: weight of the soft targets in this step;
@@ -160,23 +164,37 @@ class RetrievalTask(nn.Module):
             trace: when given, intermediate tensors are put in, under the names of the published code (for
             verification).
         """
+        with self.model.auxiliary() as auxiliary:
+            losses = self._losses(batch, step, self.options.alpha if alpha is None else alpha, trace)
+            own = auxiliary()
+        return losses if own is None else losses | {"loss": losses["loss"] + own, "loss_auxiliary": own}
+
+    def _losses(
+        self, batch: dict[str, Any], step: int, alpha: float, trace: dict[str, Tensor] | None
+    ) -> dict[str, Tensor]:
         options = self.options
-        alpha = options.alpha if alpha is None else alpha
         temperature = self.temperature()
         self._temperature = temperature.detach() if isinstance(temperature, Tensor) else temperature
         ids, mask, media = batch["input_ids"], batch["attention_mask"], batch["media_index"]
-        momentum_values = self._refresh_values(options.momentum)
+        momentum_values = self._refresh_values(None if self.momentum_model is None else options.momentum)
 
-        with torch.no_grad(), self.momentum_model(momentum_values, options.momentum) as other:
-            tokens_m, image_m, _ = self._image_features(other, batch["image"])
-            _, text_m = self._text_features(other, ids, mask)
+        if self.momentum_model is not None:
+            with torch.no_grad(), self.momentum_model(momentum_values, options.momentum) as other:
+                tokens_m, image_m, _ = self._image_features(other, batch["image"])
+                _, text_m = self._text_features(other, ids, mask)
         tokens, image, frames = self._image_features(self.model, batch["image"])
         text_cls, text = self._text_features(self.model, ids, mask, trace)
 
-        gathered = gather_rows(
-            torch.cat([image_m, text_m, image.detach(), text.detach()], dim=1), self.interleaved
-        )
-        all_image_m, all_text_m, all_image, all_text = gathered.chunk(4, dim=1)
+        if self.momentum_model is None:  # the keys are the batch's own features, and learn too
+            tokens_m, image_m, text_m = tokens, image, text
+            both = gather_with_gradient(torch.cat([image, text], dim=1), self.interleaved)
+            all_image_m, all_text_m = both.chunk(2, dim=1)
+            all_image, all_text = all_image_m.detach(), all_text_m.detach()
+        else:
+            gathered = gather_rows(
+                torch.cat([image_m, text_m, image.detach(), text.detach()], dim=1), self.interleaved
+            )
+            all_image_m, all_text_m, all_image, all_text = gathered.chunk(4, dim=1)
         all_media = gather_rows(media, self.interleaved)
 
         everyone = options.contrast == "global"
@@ -234,11 +252,12 @@ class RetrievalTask(nn.Module):
         with torch.no_grad():
             temperature = temperature.detach() if isinstance(temperature, Tensor) else temperature
             different = media[:, None] != candidates.media  # (B, candidates)
-            weights_image = (text @ keys.image.t() / temperature).softmax(1) * different
-            weights_text = (image @ keys.text.t() / temperature).softmax(1) * different
+            floor, how = self.options.negative_floor, self.options.negative_sampling
+            weights_image = ((text @ keys.image.t() / temperature).softmax(1) + floor) * different
+            weights_text = ((image @ keys.text.t() / temperature).softmax(1) + floor) * different
             uniform = self._uniform(batch, step, rows)
-            negative_image, usable_image = draw(weights_image, self.options.negative_sampling, uniform[0])
-            negative_text, usable_text = draw(weights_text, self.options.negative_sampling, uniform[1])
+            negative_image, usable_image = self.draw(weights_image, how, uniform[0])
+            negative_text, usable_text = self.draw(weights_text, how, uniform[1])
 
         ids = torch.cat([ids.new_full((rows, 1), self.config.backbone.text.enc_id), ids[:, 1:]], dim=1)
         if everywhere:
@@ -372,7 +391,7 @@ class RetrievalTask(nn.Module):
     def match(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """`tokens` (1, N, D) or ready `image_kv` of one image, texts (P, L), perhaps `key_scale` (P, N) -> `logits`
         (P, 2) fp32. Texts start with any first token; the matching token is put there."""
-        keys = batch.get("image_kv") or self.model.image_keys(batch["tokens"])
+        keys = batch["image_kv"] if "image_kv" in batch else self.model.image_keys(batch["tokens"])
         ids = batch["input_ids"].clone()
         ids[:, 0] = self.config.backbone.text.enc_id
         mask, scale = batch["attention_mask"], batch.get("key_scale")
@@ -387,7 +406,8 @@ class RetrievalTask(nn.Module):
     def buffers_to_save(self, with_queue: bool = True) -> dict[str, Tensor]:
         """Queue, momentum copies, running context: what training needs to go on where it was. Equal on
         every rank."""
-        state = {k: v.detach().cpu().contiguous() for k, v in self.momentum_model.state().items()}
+        kept = {} if self.momentum_model is None else self.momentum_model.state()
+        state = {k: v.detach().cpu().contiguous() for k, v in kept.items()}
         if with_queue:
             state |= {f"queue.{k}": v.detach().cpu().contiguous() for k, v in self.queue.state().items()}
         if self.context.running is not None:
@@ -395,7 +415,8 @@ class RetrievalTask(nn.Module):
         return state
 
     def load_buffers(self, state: dict[str, Tensor]) -> None:
-        self.momentum_model.load(state)
+        if self.momentum_model is not None:
+            self.momentum_model.load(state)
         queue = {k.removeprefix("queue."): v for k, v in state.items() if k.startswith("queue.")}
         if queue:
             self.queue.load(queue)

@@ -8,14 +8,19 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from aurora_ds.backbones.eve import EveTrunk
 from aurora_ds.backbones.models import new_model
-from aurora_ds.config import BackboneConfig
+from aurora_ds.config import BackboneConfig, RetrievalConfig, RunConfig, TrainConfig
 from aurora_ds.tasks.answer_classes import AnswerClassTask
 from aurora_ds.tasks.nlvr import NlvrTask
+from aurora_ds.tasks.retrieval import RetrievalTask
+from aurora_ds.tasks.retrieval_metrics import recall
 from aurora_ds.verify.eve import Watched, compare_pass, fill, set_noise, sizes, weights
 from aurora_ds.verify.golden import Golden
+
+NO_CANDIDATE = -100.0
 
 
 def backbone_config(golden: Golden, head: str) -> BackboneConfig:
@@ -130,4 +135,139 @@ def vqa(golden: Golden) -> None:
     compare_gradients(golden, model)
 
 
-CASES: dict[str, Callable[[Golden], None]] = {"nlvr": nlvr, "vqa": vqa}
+def _retrieval_task(golden: Golden) -> RetrievalTask:
+    model = model_of(golden, "retrieval")
+    options = RetrievalConfig(
+        queue_size=0,
+        alpha=0.0,
+        momentum_model="off",
+        train_temperature=True,
+        contrast="local",
+        negatives="local",
+        negative_sampling="argmax",
+        negative_floor=1e-5,
+        frame_weights="off",
+    )
+    config = RunConfig(backbone=model.config, retrieval=options, train=TrainConfig(method="full"))
+    return RetrievalTask(model, config, None, float(model.temp.detach()))
+
+
+def retrieval_train(golden: Golden) -> None:
+    """One training step of retrieval, by the product's task, with the recorded negatives."""
+    task, inputs = _retrieval_task(golden), golden.inputs
+    task.model.train()  # features with the last norm; there is no dropout
+    ids, mask = _texts(golden)
+    negatives = iter(golden.outputs[name].long() for name in ("neg_image_index", "neg_text_index"))
+    task.draw = lambda weights, how, uniform: (next(negatives), (weights > 0).any(1))
+    heads: dict[str, list[Tensor]] = {}
+    for name in ("itc_vision_proj_head", "itc_text_proj_head"):
+        recorded = name.removesuffix("_head")
+        found = heads.setdefault(recorded, []), heads.setdefault(recorded.replace("proj", "cls"), [])
+        hook = _collect_both(*found)
+        getattr(task.model, name).register_forward_hook(hook)
+    batch = {
+        "image": inputs["image"],
+        "input_ids": ids,
+        "attention_mask": mask,
+        "media_index": inputs["idx"].long(),
+        "sample_index": torch.arange(len(ids)),
+    }
+    trace: dict[str, Tensor] = {}
+    tags = ["itc_vision", "itc_text", "itm_pos", "itm_negtxt", "itm_negimg"]
+    with watched_passes(golden, task.model.backbone, tags):
+        losses = task(batch, trace=trace)
+    losses["loss"].backward()
+    values = {name: found[0] for name, found in heads.items()} | {
+        "itc_logits": trace["sim_i2t"],
+        "itm_cls": trace["itm_in"],
+        "itm_logits": trace["itm_logits"],
+        "loss_total": losses["loss"],
+        "loss_itc": losses["loss_ita"],
+        "loss_itm": losses["loss_itm"],
+        "loss_gate": losses["loss_auxiliary"],
+        "neg_image_index": trace["neg_image_idx"],
+        "neg_text_index": trace["neg_text_idx"],
+        "neg_image_weights": trace["neg_weights_t2i"],
+        "neg_text_weights": trace["neg_weights_i2t"],
+    }
+    for name, value in values.items():
+        golden.compare(name, value)
+    task.model.itc_temp.grad = task.temp.grad[0]
+    compare_gradients(golden, task.model)
+
+
+def _collect_both(
+    outputs: list[Tensor], inputs: list[Tensor]
+) -> Callable[[nn.Module, tuple[Tensor], Tensor], None]:
+    def hook(_: nn.Module, given: tuple[Tensor], output: Tensor) -> None:
+        inputs.append(given[0].detach())
+        outputs.append(output.detach())
+
+    return hook
+
+
+@torch.no_grad()
+def retrieval_eval(golden: Golden) -> None:
+    """Features and scores in the recorded batches, on which published routing depends; recall from the scores."""
+    model, how, (ids, mask) = model_of(golden, "retrieval"), golden.config["eval"], _texts(golden)
+    images = golden.inputs["image"]
+    texts = torch.cat(
+        [
+            F.normalize(model.text_proj(model.text_states(*part)[:, 0]), dim=-1)
+            for part in zip(
+                ids.split(how["batch_size_test_text"]), mask.split(how["batch_size_test_text"]), strict=True
+            )
+        ]
+    )
+    states = [model.image_states(part) for part in images.split(how["batch_size_test"])]
+    tokens = torch.cat([part for part, _ in states])
+    features = torch.cat([F.normalize(model.vision_proj(first), dim=-1) for _, first in states])
+    similarity = features @ texts.t()
+    scores = {
+        "i2t": torch.full_like(similarity, NO_CANDIDATE),
+        "t2i": torch.full_like(similarity.t(), NO_CANDIDATE),
+    }
+    for image, row in enumerate(similarity):
+        best = row.topk(how["k_test"]).indices
+        found = model.matched(ids[best], mask[best], tokens[image].expand(len(best), -1, -1))
+        scores["i2t"][image, best] = model.itm_head(found[:, 0])[:, 1]
+    for text, row in enumerate(similarity.t()):
+        best = row.topk(how["k_test"]).indices
+        found = model.matched(ids[text].expand(len(best), -1), mask[text].expand(len(best), -1), tokens[best])
+        scores["t2i"][text, best] = model.itm_head(found[:, 0])[:, 1]
+    golden.compare("image_embeds", features)
+    golden.compare("text_embeds", texts)
+    golden.compare("sims_i2t", similarity)
+    golden.compare("sims_t2i", similarity.t())
+    golden.compare("rerank_i2t", scores["i2t"])
+    golden.compare("rerank_t2i", scores["t2i"])
+    owner = torch.empty(len(ids), dtype=torch.int64)
+    for image, owned in golden.config["img2txt"].items():
+        owner[owned] = int(image)
+    ranked = {"sims": {"i2t": similarity, "t2i": similarity.t()}, "rerank": scores}
+    for kind, each in ranked.items():
+        metrics = recall(_image_ranks(each["i2t"], owner), _ranks(each["t2i"], owner))
+        for name, value in metrics.items():
+            recorded = f"metrics.{kind}.{name}"
+            if recorded in golden.outputs:
+                golden.compare(recorded, torch.tensor(value))
+
+
+def _ranks(scores: Tensor, targets: Tensor) -> Tensor:
+    """(rows,): the place of each row's target, best first; of equal scores the later comes first, as recorded."""
+    order = scores.flip(1).argsort(dim=1, descending=True, stable=True)
+    order = scores.shape[1] - 1 - order
+    return (order == targets[:, None]).int().argmax(1)
+
+
+def _image_ranks(scores: Tensor, owner: Tensor) -> Tensor:
+    order = scores.shape[1] - 1 - scores.flip(1).argsort(dim=1, descending=True, stable=True)
+    return (owner[order] == torch.arange(len(scores))[:, None]).int().argmax(1)
+
+
+CASES: dict[str, Callable[[Golden], None]] = {
+    "nlvr": nlvr,
+    "vqa": vqa,
+    "retrieval_train": retrieval_train,
+    "retrieval_eval": retrieval_eval,
+}
