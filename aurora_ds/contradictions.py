@@ -79,7 +79,16 @@ def _run_rules(config: RunConfig) -> list[tuple[bool, str]]:
             "train.start_from is an adapter to train on, but train.method=full has none: give a whole backbone as "
             "backbone.checkpoint",
         ),
-        (train.min_lr <= train.lr, f"train.min_lr ({train.min_lr}) must not exceed train.lr ({train.lr})"),
+        *(
+            (train.min_lr <= rate, f"train.min_lr ({train.min_lr}) must not exceed {name} ({rate})")
+            for name, rate in (("train.lr", train.lr), ("train.vision_lr", train.vision_lr))
+            if rate is not None
+        ),
+        (
+            train.vision_lr is None or train.method == "full",
+            f"train.vision_lr is the rate of the image encoder's own weights, which train.method={train.method} does "
+            "not train: set it to null",
+        ),
         (
             all(0 <= beta < 1 for beta in train.betas),
             f"train.betas {train.betas} must each be at least 0 and below 1",

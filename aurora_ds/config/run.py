@@ -23,6 +23,9 @@ class TrainConfig(Section):
     global_batch_size: PositiveInt = 128
     accumulation: PositiveInt = 1
     lr: PositiveFloat = 1e-5
+    vision_lr: PositiveFloat | None = Field(
+        None, description="of the image encoder's own weights, which only method=full trains; null: lr"
+    )
     min_lr: float = Field(0.0, ge=0)
     schedule: Literal["cosine", "cosine_epoch", "constant"] = Field(
         "cosine", description="cosine_epoch: constant within an epoch, as published"
@@ -30,6 +33,9 @@ class TrainConfig(Section):
     warmup_steps: int = Field(0, ge=0)
     warmup_lr: float = Field(0.0, ge=0, description="learning rate of step 0 when warmup_steps > 0")
     weight_decay: float = Field(0.05, ge=0)
+    no_decay: list[str] = Field(
+        [], description="parameters whose names have one of these in them do not decay, such as bias"
+    )
     betas: tuple[float, float] = (0.9, 0.999)
     eps: PositiveFloat = 1e-8
     clip_norm: float = Field(0.0, ge=0, description="0: no clipping")

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from aurora_ds.config import TrainConfig
 from aurora_ds.errors import AuroraError
 from aurora_ds.runtime import process_group
+from aurora_ds.runtime.groups import groups_of
 from aurora_ds.runtime.partitions import MOMENTS, Partitions
 from aurora_ds.runtime.schedule import learning_rate
 from aurora_ds.runtime.settings import resolve_settings
@@ -37,11 +38,13 @@ _LARGEST_BUCKET = 48 * 1024 * 1024
 class StepReport:
     """What one optimizer step did. `step` counts from 1; `grad_norm` is over all ranks, before clipping.
 
-    `skipped`: the gradients were not finite, so nothing was updated (in fp16 that is how the loss scale is found).
+    `lr`: train.lr's, and `rates` those of all groups of parameters. `skipped`: the gradients were not finite, so
+    nothing was updated (in fp16 that is how the loss scale is found).
     """
 
     step: int
     lr: float
+    rates: tuple[float, ...]
     grad_norm: float
     skipped: bool
     update_ratio: float | None = None
@@ -66,6 +69,7 @@ class Engine:
         self.device = process_group.device()
         self.dtype = _DTYPES[config.precision]
         self.trainables = {name: value for name, value in task.named_parameters() if value.requires_grad}
+        self.groups = groups_of(self.trainables, config)
         self.partitions = Partitions(deepspeed_engine, self.trainables)
         self.times = StepTimes(self.device)
         self.step = 0
@@ -145,9 +149,10 @@ class Engine:
 
     def _update(self, measure_update: bool) -> StepReport:
         self._micro_step = 0
-        lr = learning_rate(self.step, self.config, self.total_steps, self.steps_per_epoch)
-        for group in self.deepspeed.optimizer.param_groups:
-            group["lr"] = lr
+        schedule = self.config, self.total_steps, self.steps_per_epoch
+        rates = tuple(learning_rate(self.step, *schedule, group.lr) for group in self.groups)
+        for group, rate in zip(self.deepspeed.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
         plain_norm = self._plain_grad_norm() if self.partitions.form == "plain" else None
         broken = plain_norm is not None and not self._clip_plain(plain_norm)
         before = (
@@ -159,7 +164,8 @@ class Engine:
         self.step += 1
         return StepReport(
             step=self.step,
-            lr=lr,
+            lr=learning_rate(self.step - 1, *schedule),
+            rates=rates,
             grad_norm=plain_norm if plain_norm is not None else self._wrapped_grad_norm(),
             skipped=broken or not self.deepspeed.was_step_applied(),
             update_ratio=None if before is None else self._update_ratio(before),
@@ -322,9 +328,12 @@ def build(
     # Casting to bf16 or fp16 happens inside initialize; the masters must start from the values before the cast.
     exact = {name: value.detach().clone() for name, value in task.named_parameters() if value.requires_grad}
     task.to(process_group.device())
-    optimizer = torch.optim.AdamW(
-        trainables, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay
-    )
+    named = dict(task.named_parameters())
+    groups = [
+        {"params": [named[name] for name in group.names], "lr": group.lr, "weight_decay": group.weight_decay}
+        for group in groups_of(exact, config)
+    ]
+    optimizer = torch.optim.AdamW(groups, betas=config.betas, eps=config.eps)
     # DeepSpeed broadcasts parameters as bytes; a tensor without dimensions (a frozen temperature) has no byte view.
     scalars = [parameter for parameter in task.parameters() if parameter.dim() == 0]
     for parameter in scalars:

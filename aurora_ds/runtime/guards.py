@@ -35,7 +35,7 @@ class Guards:
         self.moved_after = moved_after
         self._steps_seen = 0
         self._skipped_in_a_row = 0
-        self._decay = 1.0
+        self._decay = dict.fromkeys(engine.trainables, 1.0)
         self._finite: dict[str, Tensor] = {}
         self._hooks: list[Any] = []
         self._check_optimizer()
@@ -67,7 +67,9 @@ class Guards:
             self._check_skipped(report.step)
             return
         self._steps_seen += 1
-        self._decay *= 1.0 - report.lr * self.engine.config.weight_decay
+        for group, rate in zip(self.engine.groups, report.rates, strict=True):
+            for name in group.names:
+                self._decay[name] *= 1.0 - rate * group.weight_decay
         if self._steps_seen == 1:
             self._check_gradients(report.step)
         if self._start is not None and self._steps_seen == self.moved_after:
@@ -137,7 +139,7 @@ class Guards:
             tolerance = _ROUNDING * (self.moved_after + 1)
             still = []
             for name, start in self._start.items():
-                decayed = start * self._decay
+                decayed = start * self._decay[name]
                 if bool(((values[name] - decayed).abs() <= tolerance * start.abs()).all()):
                     still.append(name)
             if still:

@@ -35,6 +35,7 @@ class Partitions:
             self.form = "plain"
         self.adam = wrapper if self.form == "plain" else wrapper.optimizer
         self._twins = {}
+        self._linked = False
         if self.form == "twins":
             for low_group, full_group in zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True):
                 self._twins.update({id(low): full for low, full in zip(low_group, full_group, strict=True)})
@@ -78,6 +79,7 @@ class Partitions:
         elif moment is None:
             value = safe_get_full_fp32_param(parameter)
         else:
+            self._link_moments()
             value = safe_get_full_optimizer_state(parameter, moment)
         return value.detach().to("cpu", torch.float32, copy=True)
 
@@ -127,10 +129,17 @@ class Partitions:
         for master in self.local_masters():
             moments = {name: torch.zeros_like(master, requires_grad=False) for name in MOMENTS}
             self.adam.state[master] = {"step": torch.tensor(float(step)), **moments}
+        self._linked = False
+        self._link_moments()
+
+    def _link_moments(self) -> None:
+        """Lets DeepSpeed find the moments of flat vectors. It does so itself after the first update of the first group
+        of parameters, when those of other groups are not there yet."""
         wrapper = self.engine.optimizer
-        if self.form == "flat":
+        if self.form == "flat" and not self._linked:
             wrapper._hp_optimizer_states_linked = False
             wrapper._lazy_init_hp_params_optimizer_state()
+            self._linked = True
 
     def adam_step(self) -> int:
         """How many updates Adam has made (skipped fp16 steps do not count)."""

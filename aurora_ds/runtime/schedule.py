@@ -37,21 +37,23 @@ def itc_alpha(epoch: int, step: int, steps_per_epoch: int, alpha: float) -> floa
     return alpha * min(1.0, step / steps_per_epoch)
 
 
-def learning_rate(step: int, config: TrainConfig, total_steps: int, steps_per_epoch: int) -> float:
-    """The learning rate of optimizer step `step` (0 for the first) under `config.schedule`.
+def learning_rate(
+    step: int, config: TrainConfig, total_steps: int, steps_per_epoch: int, lr: float | None = None
+) -> float:
+    """The learning rate of optimizer step `step` (0 for the first) under `config.schedule`; `lr`: of a group that has
+    another than `config.lr`. Warm-up begins with the same rate for all groups, and `min_lr` ends all, as published.
 
     cosine: warm-up over `warmup_steps`, then half a cosine over the steps that are left, `min_lr` at `total_steps`.
     cosine_epoch: constant within an epoch, as published; a warm-up of `warmup_steps` caps it when set.
     constant: `lr`, after the warm-up.
     """
+    lr = config.lr if lr is None else lr
     if step < config.warmup_steps:
-        return warmup_lr_schedule(step, config.warmup_steps, config.warmup_lr, config.lr)
+        return warmup_lr_schedule(step, config.warmup_steps, config.warmup_lr, lr)
     if config.schedule == "constant":
-        return config.lr
+        return lr
     if config.schedule == "cosine_epoch":
         epoch = min(step // max(steps_per_epoch, 1), config.epochs)
-        return cosine_lr_schedule(epoch, config.epochs, config.lr, config.min_lr)
+        return cosine_lr_schedule(epoch, config.epochs, lr, config.min_lr)
     decay_steps = max(total_steps - config.warmup_steps, 1)
-    return cosine_lr_schedule(
-        min(step - config.warmup_steps, decay_steps), decay_steps, config.lr, config.min_lr
-    )
+    return cosine_lr_schedule(min(step - config.warmup_steps, decay_steps), decay_steps, lr, config.min_lr)

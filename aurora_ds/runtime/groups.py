@@ -1,0 +1,31 @@
+"""The groups of AdamW: trainables with the same learning rate and weight decay. One group, unless the recipe asks for
+more: a rate of its own for the image encoder, parameters that do not decay (both published for mPLUG)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from aurora_ds.config import TrainConfig
+
+IMAGE_ENCODER = "model.visual_encoder."  # what names of its parameters begin with, in every task
+
+
+@dataclass(frozen=True)
+class Group:
+    """`lr`: what the schedule begins with, after the warm-up."""
+
+    names: tuple[str, ...]
+    lr: float
+    weight_decay: float
+
+
+def groups_of(names: Iterable[str], config: TrainConfig) -> list[Group]:
+    """The groups of trainables by name, none of them empty, in the order of their first members."""
+    found: dict[tuple[float, float], list[str]] = {}
+    for name in names:
+        vision = config.vision_lr is not None and name.startswith(IMAGE_ENCODER)
+        still = any(part in name for part in config.no_decay)
+        key = (config.vision_lr if vision else config.lr, 0.0 if still else config.weight_decay)
+        found.setdefault(key, []).append(name)
+    return [Group(tuple(members), *key) for key, members in found.items()]
