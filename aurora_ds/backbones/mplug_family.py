@@ -38,6 +38,11 @@ _OTHERS = {
 }
 
 
+def unnested(name: str) -> str:
+    """A name of any published nesting as that of the module."""
+    return _NESTED.sub(r"\1.", name.removeprefix("module."), count=1)
+
+
 class MplugFamily(Family):
     """mPLUG (Li et al., EMNLP 2022)."""
 
@@ -57,10 +62,7 @@ class MplugFamily(Family):
 
     def sort(self, state: Mapping[str, Tensor], config: BackboneConfig) -> PublishedTensors:
         """Names of every published nesting as those of the modules."""
-        state = {
-            _NESTED.sub(r"\1.", name.removeprefix("module."), count=1): tensor
-            for name, tensor in state.items()
-        }
+        state = {unnested(name): tensor for name, tensor in state.items()}
         result = PublishedTensors()
         for name, tensor in (untied(state) if config.head != "retrieval" else state).items():
             top, _, rest = name.partition(".")

@@ -18,6 +18,7 @@ from aurora_ds.verify import (
     eve_rules,
     eve_tasks,
     mplug,
+    mplug_files,
     mplug_grounding,
     mplug_retrieval,
     rules,
@@ -36,9 +37,10 @@ def check_folder(path: Path) -> list[Check]:
         return rules.text_rules(json.loads((path / "vectors.json").read_text(encoding="utf-8")))
     if not path.is_dir():
         raise AuroraError(f"{path} is no folder. Give golden folders, or a schedules.json.")
-    recorded_rules = eve_rules.checks_of(path)
-    if recorded_rules is not None:
-        return recorded_rules
+    for of_folder in (eve_rules.checks_of, mplug_files.checks_of):
+        recorded = of_folder(path)
+        if recorded is not None:
+            return recorded
     golden = Golden.read(path)
     case = blip.case_of(golden) or BY_CASE.get(golden.config.get("case", ""))
     case = case or BY_KIND.get(golden.config.get("kind", ""))
