@@ -1,16 +1,21 @@
-"""Three of the soak's kills on real processes; and what it counts as survival."""
+"""Three of the soak's kills on real hosts: a rank, the launcher, a host without power; and what counts as survival."""
 
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "integration"))
+
+import separate_hosts
 import soak
 
 
 def test_survival_needs_all_of_it() -> None:
-    good = soak.Trial(1, "rank", 5, 3.0, True, 5, 0, 0, True, 0)
+    good = soak.Trial(1, "rank", 5, 3.0, True, 0, 5, 0, 0, True)
     assert good.survived()
     for change in (
         {"ended_seconds": 61.0},
@@ -23,8 +28,34 @@ def test_survival_needs_all_of_it() -> None:
         assert not dataclasses.replace(good, **change).survived(), change
 
 
+def test_what_became_of_a_run_is_read_from_all_its_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = [(step, 1.0 / step, 0.5) for step in range(1, 9)]
+    for found, lost, repeated, equal in (
+        (whole[:6], 0, 0, True),
+        (whole[:3] + whole[4:6], 1, 0, False),
+        (whole[:4] + whole[3:6], 0, 1, False),
+        (whole[:5] + [(6, 0.7, 0.5)], 0, 0, False),
+    ):
+        monkeypatch.setattr(soak, "losses", lambda output, found=found: found)
+        trial = soak.Trial(1, "host 2", 5, 3.0, True, 0, 5)
+        soak.settle([trial], tmp_path, whole)
+        assert (trial.steps_lost, trial.steps_repeated, trial.losses_equal) == (lost, repeated, equal)
+
+
+def test_trials_are_counted_by_who_was_killed() -> None:
+    assert [soak.family(each) for each in ("host 1", "launcher of a host", "rank, not there yet")] == [
+        *("host", "launcher of a host", "rank")
+    ]
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_the_host_a_rank_and_the_launcher_killed_at_random_moments(tmp_path: Path) -> None:
-    done = soak.trials(tmp_path, 3, first_seed=11, ranks=2)
+@pytest.mark.timeout(1800)
+def test_a_rank_the_launcher_and_a_host_killed_at_random_moments(tmp_path: Path) -> None:
+    reason = separate_hosts.missing()
+    if reason:
+        pytest.skip(reason)
+    *_, done = soak.trials(tmp_path, 3, first_seed=10, one_machine=False)
+    assert {soak.family(trial.victim) for trial in done} == {"rank", "launcher", "host"}
     assert all(trial.survived() for trial in done), done

@@ -6,7 +6,7 @@ hard negatives of the other rank), the run for its own agreements. The size of a
 of an all-gather that of its whole result. Beside that stands what the kernel counted on the network's only link, TCP's
 headers and acknowledgements included: with two ranks each sends an all-reduced tensor once, and half of a gathered one.
 
-    python scripts/bench/bytes.py [--quick]
+    python scripts/bench/step_bytes.py [--quick]
 """
 
 from __future__ import annotations
@@ -235,8 +235,8 @@ def table(found: list[dict[str, Any]]) -> str:
         "# Bytes that a training step communicates\n\n"
         + markdown_table(head, rows)
         + f"\n\n2 ranks, gloo, fp32, retrieval, prompts of rank {RANK}, global batch {soak.BATCH}; means of {STEPS} "
-        "steps. The task's exchange depends on the batch and the embedding, not on the depth of the backbone; agreements are "
-        "flags and the figures of every tenth step. Link: the kernel's count of bytes sent, with headers and "
+        "steps. The task's exchange depends on the batch and the embedding, not on the backbone's depth; agreements "
+        "are flags and the figures of every tenth step. Link: the kernel's count of bytes sent, with headers and "
         f"acknowledgements, divided by the ranks.\n\n{facts_line(machine_facts(1))}\n"
     )
 
@@ -251,7 +251,7 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         stages = (1,) if chosen.quick else STAGES
         found = [measured(Path(scratch), size, stage) for stage in stages for size in SIZES]
-    write_results("bytes", {"measured": found}, table(found), chosen.quick)
+    write_results("step_bytes", {"measured": found}, table(found), chosen.quick)
     return 0
 
 
