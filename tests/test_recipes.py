@@ -147,3 +147,26 @@ def test_published_settings_of_caption_training():
     assert (second.train.lr, second.train.min_lr, second.train.global_batch_size) == (1e-6, 8e-8, 4 * 32)
     assert (second.caption.objective, second.caption.self_critical.samples) == ("self_critical", 5)
     assert second.train.start_from and second.backbone == first.backbone and second.data.expand == "media"
+
+
+@pytest.mark.parametrize("name", ["refcoco", "refcoco_plus", "refcocog"])
+def test_published_settings_of_grounding(name: str):
+    config = with_preset(load_config(f"grounding_{name}"))
+    train, vision, grounding = config.train, config.backbone.vision, config.grounding
+    assert (train.method, train.epochs, train.global_batch_size, train.schedule) == (
+        "full",
+        120,
+        8 * 24,
+        "cosine_epoch",
+    )
+    assert (train.lr, train.vision_lr, train.min_lr, train.warmup_lr) == (2e-5, 5e-6, 1e-6, 1e-6)
+    assert (train.weight_decay, train.no_decay, train.warmup_steps) == (
+        0.02,
+        ["bias", "LayerNorm.weight"],
+        2000,
+    )
+    assert (vision.image_size, vision.patch_size, vision.width, vision.depth) == (336, 14, 1024, 24)
+    assert (config.backbone.name, config.backbone.mplug.stride) == ("mplug", 6)
+    assert (grounding.bins, grounding.prefix_id, grounding.first_bin_id) == (336, 344, 345)
+    assert (grounding.weighting, grounding.max_tokens) == ("sample", 20)
+    assert (config.data.shards, config.data.eval_split) == (f"shards/{name}", "val")
