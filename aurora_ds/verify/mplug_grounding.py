@@ -12,7 +12,7 @@ from aurora_ds.tasks.boxes import corners, overlap
 from aurora_ds.tasks.grounding import GroundingTask
 from aurora_ds.verify.blip_language import gradients
 from aurora_ds.verify.golden import Golden
-from aurora_ds.verify.mplug import backbone_config
+from aurora_ds.verify.mplug_model import backbone_config
 
 OUTSIDE = -10000.0  # added to the scores of all tokens but those of boxes by the published code
 _TRACED = {
