@@ -25,7 +25,8 @@ from aurora_ds.multinode.hostfile import read_hostfile
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _WRONG_INPUT = 2
 _AFTER_A_HOST = 10.0  # seconds for the ranks on other hosts to notice that one ended, and to say so
-_BETWEEN_LAUNCHES = 5.0  # seconds; a host that is being restarted should not use up every launch
+_BETWEEN_LAUNCHES = 5.0  # seconds
+_MOST_FOR_HOSTS = 900.0  # seconds; a host that is being restarted should not use up every launch
 _HOST_ENDED = re.compile(r"^pdsh@.*: ssh exited with")
 # what a rank says when it ends: the lines worth repeating, with pdsh's
 _REASON = re.compile(r"^pdsh@.*: ssh exited with|aurora-ds( \(rank \d+\))?: |^(\S+: )?\w*(Error|Exception): ")
@@ -89,6 +90,19 @@ class Launch:
             return int(count) if answer.status == 0 and count.isdigit() else _last_line(answer.errors)
 
         return ssh.on_all(self.hosts, send)
+
+    def silent_hosts(self) -> list[str]:
+        """The hosts that do not answer on ssh."""
+
+        def answers(host: str) -> bool:
+            try:
+                asked = subprocess.run(ssh.command(host, ["true"]), capture_output=True, timeout=60)
+            except subprocess.TimeoutExpired:
+                return False
+            return asked.returncode == 0
+
+        there = ssh.on_all(self.hosts, lambda host: ssh.is_here(host) or answers(host))
+        return [host for host, answered in there.items() if not answered]
 
     def progress(self) -> str:
         """The newest checkpoint's name on the first host, which writes them; empty when there is none to be seen."""
@@ -155,6 +169,7 @@ def supervise(launch: Launch, most_restarts: int, grace: float) -> int:
             done += 1
             _say(f"restart {done} of {most_restarts}, from {now or 'its last checkpoint, if any'}")
             _pause(_BETWEEN_LAUNCHES, signals)
+            _wait_for_hosts(launch, signals)
             if signals.any is not None:
                 return 128 + signals.any
 
@@ -200,6 +215,16 @@ def _pass_on(stream: BinaryIO, reasons: deque[str], host_ended: threading.Event)
             reasons.append(text)
         if _HOST_ENDED.search(text):
             host_ended.set()
+
+
+def _wait_for_hosts(launch: Launch, signals: Signals) -> None:
+    """Until every host answers, a quarter of an hour at most; the launch then says what is wrong."""
+    end, told = time.monotonic() + _MOST_FOR_HOSTS, False
+    while signals.any is None and time.monotonic() < end and (silent := launch.silent_hosts()):
+        if not told:
+            _say(f"waiting up to {_MOST_FOR_HOSTS / 60:.0f} min for {', '.join(silent)} to answer on ssh")
+            told = True
+        _pause(_BETWEEN_LAUNCHES, signals)
 
 
 def _pause(seconds: float, signals: Signals) -> None:

@@ -73,6 +73,17 @@ def test_a_failed_launch_is_started_again_with_resume_and_what_failed_is_said(
     assert alive(launch) == []  # the data workers of the first launch
 
 
+def test_a_host_that_does_not_answer_is_waited_for_and_uses_up_no_restart(
+    scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    answers = [["host2"], ["host2"], []]
+    launch = scripted("raise SystemExit(3)", "pass")
+    monkeypatch.setattr(launch, "silent_hosts", lambda: answers.pop(0))
+    assert supervise.supervise(launch, 1, grace=5) == 0
+    assert launch.resumed == [False, True] and answers == []
+    assert capsys.readouterr().err.count("waiting up to 15 min for host2 to answer on ssh") == 1
+
+
 def test_restarts_are_counted(scripted) -> None:
     launch = scripted(*["import sys; sys.exit(9)"] * 3)
     assert supervise.supervise(launch, 2, grace=5) == 9
