@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from refusals import refused
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -13,7 +14,6 @@ from aurora_ds.backbones.checkpoint import load_backbone
 from aurora_ds.backbones.made_for import made_for
 from aurora_ds.backbones.published import published_tensors, split_published, to_published
 from aurora_ds.config import BackboneConfig
-from aurora_ds.errors import AuroraError
 
 WORDS = "text_decoder.bert.embeddings.word_embeddings.weight"
 TIED = {
@@ -29,15 +29,6 @@ def save(folder: Path, tensors: dict[str, Tensor], name: str = "model.pth") -> s
     else:
         torch.save({"model": tensors}, path)
     return str(path)
-
-
-def refused(config: BackboneConfig, *parts: str) -> None:
-    with pytest.raises(AuroraError) as caught:
-        load_backbone(config)
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message, message
 
 
 @pytest.fixture

@@ -12,6 +12,18 @@ import numpy as np
 from aurora_ds.data.video_pyav import to_pixels
 
 RATE = 25
+CLIP_RECIPE = {
+    "name": "clips",
+    "family": "folder",
+    "title": "x",
+    "licence": "x",
+    "obtain": "x",
+    "layout": "x",
+    "media": "video",
+    "media_folders": ["clips"],
+    "annotations": [{"format": "blip", "files": {"all": "annotations.json"}}],
+    "samples_per_shard": 2,
+}
 
 
 def draw_frames(count: int, width: int, height: int) -> np.ndarray:

@@ -9,26 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from drawn_clips import decode_all, make_clip
+from drawn_clips import CLIP_RECIPE, decode_all, make_clip
 
 from aurora_ds.data.convert import convert, samples
 from aurora_ds.data.manifest import Manifest
 from aurora_ds.data.reader import Sample, ShardReader
 from aurora_ds.data.shardcheck import verify_shards
 from aurora_ds.errors import AuroraError
-
-RECIPE = {
-    "name": "clips",
-    "family": "folder",
-    "title": "x",
-    "licence": "x",
-    "obtain": "x",
-    "layout": "x",
-    "media": "video",
-    "media_folders": ["clips"],
-    "annotations": [{"format": "blip", "files": {"all": "annotations.json"}}],
-    "samples_per_shard": 2,
-}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +38,7 @@ def source(tmp_path: Path, clips: dict[str, bytes]) -> Path:
         (folder / "clips" / name).write_bytes(content)
     rows = [{"image": name, "caption": f"words of {name}", "split": "train"} for name in clips]
     (folder / "annotations.json").write_text(json.dumps(rows))
-    (tmp_path / "clips.yaml").write_text(yaml.safe_dump(RECIPE))
+    (tmp_path / "clips.yaml").write_text(yaml.safe_dump(CLIP_RECIPE))
     return folder
 
 

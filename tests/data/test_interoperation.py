@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from drawn_clips import make_clip
+from drawn_clips import CLIP_RECIPE, make_clip
 from drawn_data import write_recipe, write_source
 
 from aurora_ds.data.convert import convert
@@ -22,18 +22,6 @@ from aurora_ds.data.manifest import Manifest
 from aurora_ds.data.reader import Sample, ShardReader
 from aurora_ds.data.shardcheck import verify_shards
 
-CLIPS = {
-    "name": "clips",
-    "family": "folder",
-    "title": "x",
-    "licence": "x",
-    "obtain": "x",
-    "layout": "x",
-    "media": "video",
-    "media_folders": ["clips"],
-    "annotations": [{"format": "blip", "files": {"all": "annotations.json"}}],
-    "samples_per_shard": 2,
-}
 NLVR2 = {"label": "True", "sentence": "Both show blocks.", "directory": 1, "synset": "block"}
 
 
@@ -54,7 +42,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             )
     (root / "pairs/dev.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
     convert("nlvr2", root / "pairs", root / "images")
-    (root / "films.yaml").write_text(yaml.safe_dump(CLIPS))
+    (root / "films.yaml").write_text(yaml.safe_dump(CLIP_RECIPE))
     for kind, frames in (("video", None), ("frames", 3)):
         films = root / f"{kind}_source"
         (films / "clips").mkdir(parents=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fake_engine import FakeEngine
 from toy_task import global_batch
 
 from aurora_ds.errors import AuroraError
@@ -25,26 +26,6 @@ from aurora_ds.runtime import checkpoint, tensor_file
 
 def adapter_files(values: dict) -> tuple[dict, dict]:
     return values, {"rank": 32}
-
-
-class FakeEngine:
-    """Trained state without DeepSpeed: what save and load ask an engine for."""
-
-    def __init__(self, fill: float = 1.0) -> None:
-        self.state = {
-            "p.master": torch.full((3, 4), fill),
-            "p.exp_avg": torch.zeros(3, 4),
-            "step": torch.tensor(7),
-        }
-
-    def trainable_values(self) -> dict:
-        return {"p": self.state["p.master"]}
-
-    def optimizer_state(self) -> dict:
-        return self.state
-
-    def load_optimizer_state(self, state: dict) -> None:
-        self.state = state
 
 
 def save(output: Path, step: int, engine: FakeEngine | None = None, **keywords) -> Path:

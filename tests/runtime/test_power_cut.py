@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fake_engine import FakeEngine
 
 from aurora_ds.errors import AuroraError
 from aurora_ds.runtime import checkpoint
@@ -100,25 +101,11 @@ class FailingDisk:
         self._aside = False
 
 
-class Trained:
-    """What save asks an engine for, filled with one number."""
-
-    def __init__(self, fill: float) -> None:
-        self.state = {"p.master": torch.full((50,), fill), "p.exp_avg": torch.zeros(50)}
-
-    def trainable_values(self) -> dict:
-        return {"p": self.state["p.master"]}
-
-    def optimizer_state(self) -> dict:
-        return self.state
-
-    def load_optimizer_state(self, state: dict) -> None:
-        self.state = state
-
-
 def save(output: Path, step: int, fill: float, keep_last: int = 1) -> None:
     queue = {"queue": torch.full((8,), fill)}
-    checkpoint.save(output, step, Trained(fill), lambda values: (values, {}), {}, queue, keep_last=keep_last)
+    checkpoint.save(
+        output, step, FakeEngine(fill, (50,)), lambda values: (values, {}), {}, queue, keep_last=keep_last
+    )
 
 
 # (steps saved before, step saved when the power goes)
@@ -161,7 +148,7 @@ def assert_resumable(output: Path, before: list[int], step: int, where: str) -> 
     found = checkpoint.find(output, "auto")  # a damaged one would warn, and warnings are errors here
     assert found is not None or not before, where
     if found is not None:
-        engine = Trained(0.0)
+        engine = FakeEngine(0.0, (50,))
         loaded = checkpoint.load(found, engine)
         fill = engine.state["p.master"][0].item()
         assert loaded.task_buffers["queue"][0].item() == fill, where
