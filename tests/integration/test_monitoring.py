@@ -24,7 +24,7 @@ def run(launch, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = [f"train.max_steps={STEPS}", "train.save_every=100", "monitor.log_every=2"]
     settings += [f"monitor.profile_steps=[{TRACED}]", "train.zero_stage=2"]
     ranks = launch([worker, output.parent / "counts.json", recipe, "--output", output, *settings], ranks=2)
-    assert ranks.wait() == [0, 0], ranks.output()[-6000:]
+    assert ranks.wait(900) == [0, 0], ranks.output()[-6000:]
     return output
 
 
