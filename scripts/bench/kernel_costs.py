@@ -76,3 +76,33 @@ def twin(shape: Shape, rank: int, rows: int, size: int) -> Cost:
 def floor(shape: Shape, rank: int) -> float:
     """Operations of the prompted linear over those of the frozen one."""
     return prompted(shape, rank, 1, 2).operations / frozen(shape, 1, 2).operations
+
+
+def shared(shape: Shape, rank: int, rows: int, size: int, sites: int) -> Cost:
+    """One of `sites` that share x Uᵀ: z, dU and dz U cost each a share; dz U is written and added to dx by itself."""
+    linear = frozen(shape, rows, size)
+    low = rows * shape.inputs * rank
+    operations = 6.0 * rows * rank * (shape.inputs * shape.d_out + shape.d_in / sites)
+    moved = 2 * rows * shape.d_out + 6 * low + 6 * rows * shape.d_in / sites
+    return Cost(linear.operations + operations, linear.bytes + float(size * moved))
+
+
+def norm_apart(width: int, rank: int, rows: int, size: int) -> list[Cost]:
+    """A LayerNorm before a site, forward and backward, and what of the site depends on x Uᵀ alone, as launches of their
+    own: the norm; z, which reads h again; dz U, which rides in the site's dx, costs operations there and moves nothing;
+    the norm's backward pass. dU is the same in both ways and left out."""
+    tokens, small = size * rows * width, size * rows * rank
+    product = 2.0 * rows * rank * width
+    return [
+        Cost(0.0, 2.0 * tokens),
+        Cost(product, tokens + small),
+        Cost(product, 0.0),
+        Cost(0.0, 3.0 * tokens),
+    ]
+
+
+def norm_fused(width: int, rank: int, rows: int, size: int) -> list[Cost]:
+    """The same as two launches: z made of the tiles of h as they are written; dz U made twice where dh is read."""
+    tokens, small = size * rows * width, size * rows * rank
+    product = 2.0 * rows * rank * width
+    return [Cost(product, 2.0 * tokens + small), Cost(2 * product, 3.0 * tokens + 2 * small)]

@@ -46,6 +46,8 @@ def needs(targets: list[str], quick: bool) -> list[dict[str, Any]]:
                 continue
             wide = 768 if size == "base" else 1024
             for rank in RANKS:
+                made = ahead.launches_of_norm(wide, rank, torch.bfloat16, target)
+                launches |= {f"{part}, norm {wide}, rank {rank}": each for part, each in made.items()}
                 plan = Plan((wide, 768, wide), (3, 2, 1), (1, 1, 4), rank)
                 for part, launch in ahead.launches_of_bank(plan, target, torch.bfloat16).items():
                     launches[f"{part}, all sites of {size}, rank {rank}"] = launch

@@ -25,13 +25,12 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import chart
+import kernel_choices
 import kernel_costs
 from measurement import (
-    REPOSITORY,
     RESULTS,
     facts_line,
     fresh_process,
@@ -312,7 +311,6 @@ def write_choices(record: dict[str, Any]) -> None:
 
     from aurora_ds.kernels import choice
 
-    table = json.loads(choice.TABLE.read_text(encoding="utf-8"))
     rows = {}
     for found in record["shapes"]:
         d_out, d_in, inputs = found["sizes"]
@@ -323,9 +321,7 @@ def write_choices(record: dict[str, Any]) -> None:
     for found in record["reconstruction"]:
         micro = found["microseconds"]
         rows[f"reconstruct r{found['rank']}"] = min(micro, key=micro.get)
-    table["families"][choice.family()] = rows
-    Path(choice.TABLE).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
-    print(f"{choice.TABLE.relative_to(REPOSITORY)}: {len(rows)} shapes of {choice.family()}")
+    kernel_choices.write(rows)
 
 
 def plot(record: dict[str, Any], name: str) -> None:

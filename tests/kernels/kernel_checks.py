@@ -117,6 +117,22 @@ def mask(rows, rank):
     }
 
 
+def kept(shared):
+    """Shapes of what is kept for the backward pass besides what was given."""
+    choice.use("triton")
+    x, weight, bias, down, mix, _, _ = case(4, 1, "tucker", 5, 19, 21, 37, "float32")
+    leaves = [t.requires_grad_() for t in (x, down, mix)]
+    found = []
+    settings = {"inputs": 4, "dropout": 0.5, "seed": draw_seed()}
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: found.append(t) or t, lambda t: t):
+        if shared:
+            prompted_linear_from(x, low_rank(x, down, 4), weight, bias, mix, **settings)
+        else:
+            prompted_linear(x, weight, bias, down, mix, **settings)
+    known = {t.data_ptr() for t in (*leaves, weight, bias)}
+    return {"shapes": [list(t.shape) for t in found if t.dim() and t.data_ptr() not in known]}
+
+
 def checkpointed():
     """Gradients with the forward pass computed again, against those without."""
     from torch.utils.checkpoint import checkpoint

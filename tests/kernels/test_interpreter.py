@@ -70,6 +70,20 @@ ATOMIC = [
     {**projection((1, 3), "tucker", 33, (19, 37, 200), "float32", 0.3), "what": "atomic"},
     {**projection((4, 1), "cp", 5, (19, 37, 141), "float32", 0.0), "what": "atomic"},
 ]
+KEPT = [{"what": "kept", "shared": False}, {"what": "kept", "shared": True}]
+# each rank from 1 to 64 once, layouts, forms, dtypes and the rest in turn
+EVERY_RANK = [
+    projection(
+        LAYOUTS[rank % 5],
+        ("tucker", "cp")[rank // 2 % 2],
+        rank,
+        SHAPES[rank % 3],
+        list(BOUND)[rank // 3 % 3],
+        (0.0, 0.3)[rank % 2],
+        rank % 7 < 3,
+    )
+    for rank in range(1, 65)
+]
 SINGLE = [
     {"what": "mask", "rows": 37, "rank": 33},
     {"what": "checkpointed"},
@@ -104,7 +118,7 @@ def findings(checks: list[dict[str, Any]], timeout: int, interpreter: str = "1")
 
 @pytest.fixture(scope="module")
 def few() -> dict[str, dict[str, Any]]:
-    checks = FEW + SINGLE + ATOMIC  # the last switch to atomics and back
+    checks = FEW + SINGLE + KEPT + ATOMIC  # the last switch to atomics and back
     return {json.dumps(c): f for c, f in zip(checks, findings(checks, 280), strict=True)}
 
 
@@ -122,6 +136,11 @@ def test_values_and_gradients_are_within_the_dtypes_bound(check, few):
 @pytest.mark.parametrize("check", ATOMIC, ids=name)
 def test_sums_by_atomics_are_near_the_ordered_ones(check, few):
     assert max(few[json.dumps(check)]["distances"]) < BOUND["float32"]
+
+
+@pytest.mark.parametrize("check", KEPT, ids=name)
+def test_only_the_low_rank_image_is_kept_besides_the_input(check, few):
+    assert few[json.dumps(check)]["shapes"] == [[37, 4 * 5]]
 
 
 def test_the_kernels_mask_is_the_twins(few):
@@ -154,6 +173,6 @@ def test_an_adapter_trains_and_merges_as_on_the_torch_path(check, few):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_large_part_of_the_grid():
-    checks = drawn(500)
+    checks = drawn(500) + EVERY_RANK
     for check, found in zip(checks, findings(checks, 1700), strict=True):
         assert max(found["distances"]) < BOUND[check["dtype"]] and found["repeats"], (check, found)
