@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aurora_ds.config import BackboneConfig, RunConfig
 from aurora_ds.config.backbone import HEADS_OF
-from aurora_ds.presets import HEADS
+from aurora_ds.presets import heads_of
 
 
 def contradictions(config: RunConfig) -> list[str]:
@@ -61,9 +61,39 @@ def _mplug_rules(backbone: BackboneConfig) -> list[tuple[bool, str]]:
     ]
 
 
+def _eve_rules(config: RunConfig) -> list[tuple[bool, str]]:
+    eve, retrieval, depth = config.backbone.eve, config.retrieval, config.backbone.vision.depth
+    if config.backbone.name != "eve":
+        return []
+    return [
+        (
+            all(layer < depth for layer in eve.top_layers),
+            f"backbone.eve.top_layers {eve.top_layers} must be layers 0 to {depth - 1} (backbone.vision.depth={depth})",
+        ),
+        (
+            all(each.topk <= each.experts for each in (eve.moe, eve.lower_moe)),
+            "backbone.eve.moe.topk and lower_moe.topk must not exceed the number of experts",
+        ),
+        (
+            not eve.nlvr_attention or config.train.method == "full" or config.task != "nlvr",
+            "backbone.eve.nlvr_attention has a head of which prompts train a part alone: set train.method=full",
+        ),
+        (
+            config.task != "retrieval"
+            or (retrieval.momentum_model, retrieval.queue_size, retrieval.alpha) == ("off", 0, 0),
+            "backbone.name=eve has no momentum model: set retrieval.momentum_model=off, retrieval.queue_size=0 and "
+            "retrieval.alpha=0",
+        ),
+        (
+            config.task != "vqa" or config.vqa.inference == "rank",
+            "backbone.name=eve answers by choosing from a list: set vqa.inference=rank",
+        ),
+    ]
+
+
 def _run_rules(config: RunConfig) -> list[tuple[bool, str]]:
     prompts, train = config.prompts, config.train
-    heads = HEADS[config.backbone.head]
+    heads = heads_of(config.backbone)
     unknown_heads = [head for head in prompts.train_heads or [] if head not in heads]
     least, most = config.data.crop_scale
     return [
@@ -98,7 +128,7 @@ def _run_rules(config: RunConfig) -> list[tuple[bool, str]]:
             "prompts.sites is empty, so nothing would be adapted: give patterns such as ['*'] or ['visual_encoder.*']",
         ),
         (
-            config.backbone.name != "mplug" or config.retrieval.frame_weights in (None, "off"),
+            config.backbone.name not in ("mplug", "eve") or config.retrieval.frame_weights in (None, "off"),
             f"retrieval.frame_weights ({config.retrieval.frame_weights}) weighs the frames of clips, which "
             "backbone.name=mplug cannot: leave it out, or set it to off",
         ),
@@ -109,6 +139,13 @@ def _run_rules(config: RunConfig) -> list[tuple[bool, str]]:
         (
             train.method != "heads" or bool(heads),
             f"train.method=heads trains the heads alone, and the model of {config.task} has none: set aurora or full",
+        ),
+        *_eve_rules(config),
+        (
+            config.retrieval.momentum_model != "off"
+            or (config.retrieval.queue_size, config.retrieval.alpha) == (0, 0),
+            "retrieval.momentum_model=off leaves nothing for a queue or for soft targets: set retrieval.queue_size=0 "
+            "and retrieval.alpha=0",
         ),
         *_length_rules(config),
         *_grounding_rules(config),

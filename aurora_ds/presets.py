@@ -8,7 +8,7 @@ depends on the number of ranks.
 
 from __future__ import annotations
 
-from aurora_ds.config import PromptConfig, RunConfig
+from aurora_ds.config import BackboneConfig, PromptConfig, RunConfig
 from aurora_ds.config.section import Section
 from aurora_ds.errors import AuroraError
 
@@ -19,6 +19,13 @@ HEADS = {  # by backbone.head: what a model has that is trained beside its promp
     "nlvr": ("cls_head_0", "cls_head_2"),
     "grounding": (),
 }
+
+
+def heads_of(backbone: BackboneConfig) -> tuple[str, ...]:
+    """What the model of `backbone` has that is trained beside its prompts. EVE answers questions by a classifier."""
+    classifies = (backbone.name, backbone.head) == ("eve", "vqa")
+    return HEADS["nlvr"] if classifies else HEADS[backbone.head]
+
 
 PROMPT_PRESETS = {
     "aurora": {
@@ -74,10 +81,10 @@ def with_preset(config: RunConfig) -> RunConfig:
     config = config.model_copy(deep=True)
     if config.prompts.train_heads is None:
         heads = PROMPT_PRESETS[config.prompts.preset]["train_heads"]
-        config.prompts.train_heads = [name for name in heads if name in HEADS[config.backbone.head]]
+        config.prompts.train_heads = [name for name in heads if name in heads_of(config.backbone)]
     config.prompts = with_prompt_preset(config.prompts)
-    if config.backbone.name == "mplug" and config.retrieval.frame_weights is None:
-        config.retrieval.frame_weights = "off"  # its connected layers have no keys of images alone to weigh
+    if config.backbone.name in ("mplug", "eve") and config.retrieval.frame_weights is None:
+        config.retrieval.frame_weights = "off"  # there are no keys of images alone to weigh
     _fill(config.retrieval, RETRIEVAL_PRESETS[config.prompts.preset])
     _fill(config.vqa, VQA_PRESETS[config.prompts.preset])
     _fill(config.nlvr, NLVR_PRESETS[config.prompts.preset])

@@ -66,6 +66,7 @@ def pair_shards(folder: Path, train: int = 12, test: int = 7) -> Path:
 
 FAMILIES = {  # beside what `backbone` sets: tokens after the vocabulary, settings
     "blip": (2, {}),
+    "eve": (0, {"eve": {"top_layers": [1], "moe": {"experts": 4}, "layer_scale": 0.5, "answers": 3}}),
     "mplug": (0, {"mplug": {"text_layers": 1, "fusion_layers": 2, "decoder_layers": 2, "stride": 1}}),
 }
 
@@ -96,6 +97,7 @@ def backbone(head: str, folder: Path, depth: int = 2, name: str = "blip") -> dic
             "heads": 2,
             "intermediate": 48,
             "max_positions": 40,
+            "pad_id": 0,
             "cls_id": 2,
             "sep_id": 3,
             "bos_id": words if added else 2,

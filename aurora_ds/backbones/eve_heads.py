@@ -153,7 +153,7 @@ class EveRetrieval(EveModel):
 class EveVqa(EveModel):
     """Image and question -> one logit per answer of a list."""
 
-    HEADS = {"answer_head_0": "output.0", "answer_head_3": "output.3"}
+    HEADS = {"cls_head_0": "output.0", "cls_head_2": "output.3"}
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__(config)

@@ -14,6 +14,7 @@ from aurora_ds.config.section import Section
 # by backbone.name: the models that there are, and what a text transformer is where a recipe says nothing else
 HEADS_OF: dict[str, tuple[str, ...]] = {
     "blip": ("retrieval", "vqa", "caption", "nlvr"),
+    "eve": ("retrieval", "vqa", "nlvr"),
     "mplug": ("retrieval", "vqa", "caption", "grounding"),
 }
 TEXT_DEFAULTS: dict[str, dict[str, Any]] = {"eve": eve.TEXT_DEFAULTS, "mplug": mplug.TEXT_DEFAULTS}

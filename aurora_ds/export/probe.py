@@ -53,18 +53,21 @@ def outputs(model: BlipModel, term: Tensor | None = None) -> dict[str, Tensor]:
 def _retrieval(
     model: nn.Module, config: BackboneConfig, given: MadeUp, term: Tensor | None
 ) -> dict[str, Tensor]:
-    tokens = model.image_tokens(given.images)
-    states = model.text_encoder(given.ids, given.mask)
+    tokens, first = model.image_states(given.images)
+    states = model.text_states(given.ids, given.mask)
     pair_ids = with_first(given.ids, config.text.enc_id)
     pairs = model.matched(pair_ids, given.mask, model.image_keys(tokens))[:, 0]
     return {
-        "image features": F.normalize(model.vision_proj(tokens[:, 0]), dim=-1),
+        "image features": F.normalize(model.vision_proj(first), dim=-1),
         "text features": F.normalize(model.text_proj(states[:, 0]), dim=-1),
         "matching logits": model.itm_head(pairs if term is None else pairs + term.to(pairs)),
     }
 
 
 def _vqa(model: nn.Module, config: BackboneConfig, given: MadeUp, term: Tensor | None) -> dict[str, Tensor]:
+    if hasattr(model, "answered"):  # by a classifier
+        tokens = model.image_tokens(given.images)
+        return {"answer logits": model.answered(given.ids, given.mask, tokens).logits}
     states = _questions(model, given)
     return {"question states": states, "answer logits": _next_words(model, config, given, states)}
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from aurora_ds.backbones.checkpoint import LoadedBackbone
 from aurora_ds.backbones.tokenizer import Tokenizer
 from aurora_ds.config import GenerationConfig, RunConfig
+from aurora_ds.data.answer_classes import answer_targets
 from aurora_ds.data.media import medium_shape, picture
 from aurora_ds.data.mixture import open_manifest
 from aurora_ds.data.questions import (
@@ -30,6 +31,7 @@ from aurora_ds.data.reader import ShardReader
 from aurora_ds.errors import AuroraError
 from aurora_ds.runtime import process_group
 from aurora_ds.runtime.gallery import Answer, Query, gallery
+from aurora_ds.tasks.answer_classes import AnswerClassTask, another_length
 from aurora_ds.tasks.vqa import VqaTask
 from aurora_ds.wiring.asked import Asked, asked_questions, judge, submission
 from aurora_ds.wiring.base import Evaluation, Forward, Wiring, attach_prompts, clip_conditions
@@ -66,6 +68,7 @@ class VqaWiring(Wiring):
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config)
         self.options, self.ranks = config.vqa, config.vqa.inference == "rank"
+        self.classifies = config.backbone.name == "eve"  # one logit per answer of the list
         self._found: AnswerList | None = None
         self._adopted: AnswerList | None = None
         self._tokens: dict[torch.device, tuple[Tensor, Tensor]] = {}
@@ -73,20 +76,28 @@ class VqaWiring(Wiring):
     def build(self, loaded: LoadedBackbone) -> nn.Module:
         """The task over a backbone."""
         prompts = attach_prompts(loaded.model, self.config)
+        if self.classifies:
+            return AnswerClassTask(loaded.model, prompts, auxiliary=not self.config.backbone.eve.released)
         return VqaTask(loaded.model, prompts, self.options, self.config.backbone.text)
 
     # ---- training --------------------------------------------------------------------------------
 
     def train_texts(self, tokenizer: Tokenizer) -> Callable[[list[Any]], dict[str, Tensor]]:
-        """Questions with their answers -> the tensors of `data.questions.question_texts`."""
-        return question_texts(self.config, tokenizer)
+        """Questions with their answers -> the tensors of `data.questions.question_texts`; for a classifier also
+        `targets` (B, answers of the list)."""
+        texts = question_texts(self.config, tokenizer)
+        if not self.classifies:
+            return texts
+        answers = self._answers().answers
+        return lambda questions: texts(questions) | {"targets": answer_targets(questions, answers)}
 
     def check(self) -> None:
         """What the evaluation at the end would stop at is an error now: no list of answers, questions that cannot be
         told apart or judged."""
         self._asked()
-        if self.ranks:
-            self._answers()
+        answers = self._answers().answers if self.ranks else ()
+        if self.classifies and len(answers) != self.config.backbone.eve.answers:
+            raise AuroraError(another_length(len(answers), self.config.backbone.eve.answers))
 
     def adapter_facts(self, task: nn.Module, values: dict[str, Tensor]) -> dict[str, Any]:
         """The list of answers, so that prediction needs neither shards nor a file."""
