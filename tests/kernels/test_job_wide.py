@@ -1,4 +1,4 @@
-"""What all ranks of a job have in common: one table of choices, kernels compiled once a machine, one line in the log."""
+"""What all ranks of a job have in common: one table of choices, kernels compiled once a machine, one log line."""
 
 from __future__ import annotations
 
