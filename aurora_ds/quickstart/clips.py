@@ -21,7 +21,7 @@ from aurora_ds.quickstart.captions import COLOUR_NAMES, KIND_NAMES, SETTING_NAME
 from aurora_ds.quickstart.questions import PLACES
 from aurora_ds.quickstart.render import SIDE, Look, render
 from aurora_ds.quickstart.scenes import COLOURS, HIDDEN, KINDS, SETTINGS, Group, Scene
-from aurora_ds.quickstart.world import DOMAINS, SPLITS, DomainName
+from aurora_ds.quickstart.world import DOMAINS, DomainName, random_numbers
 
 RATE, FRAMES = 6, 6  # frames a second, frames of a clip
 COUNTS = {"train": 240, "val": 24, "test": 100}
@@ -84,12 +84,7 @@ def sample_clip(generator: np.random.Generator) -> Clip:
 
 def sample_split(domain: DomainName, split: str, number: int, seed: int = 0) -> list[Clip]:
     """`number` clips, every second the twin of the one before. A pure function of its arguments."""
-    if domain not in DOMAINS or split not in SPLITS:
-        raise AuroraError(
-            f"The toy world has no {domain} {split}; its domains are {', '.join(DOMAINS)}, its splits "
-            f"{', '.join(SPLITS)}."
-        )
-    generator = np.random.default_rng([2, seed, list(DOMAINS).index(domain), SPLITS.index(split)])
+    generator = random_numbers(domain, split, seed, kind=2)
     clips: list[Clip] = []
     while len(clips) < number:
         clip = sample_clip(generator)

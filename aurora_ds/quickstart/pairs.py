@@ -15,7 +15,7 @@ from aurora_ds.errors import AuroraError
 from aurora_ds.quickstart.captions import COLOUR_NAMES, KIND_NAMES, SETTING_NAMES, Phrasing
 from aurora_ds.quickstart.render import render
 from aurora_ds.quickstart.scenes import COLOURS, HIDDEN, KINDS, SETTINGS, Scene, sample_scene
-from aurora_ds.quickstart.world import DOMAINS, SPLITS, DomainName
+from aurora_ds.quickstart.world import DOMAINS, DomainName, random_numbers
 
 COUNTS = {"train": 1000, "val": 60, "test": 240}  # statements with a pair each
 # What is claimed -> (of the first picture?, of the second?) when it is true, and when not; of a thing in plain and in
@@ -87,12 +87,7 @@ class _Place:
 
 def sample_pairs(domain: DomainName, split: str, number: int, seed: int = 0) -> list[Pair]:
     """`number` pairs; statement 2 n is that of pairs 2 n and 2 n + 1. A pure function of its arguments."""
-    if domain not in DOMAINS or split not in SPLITS:
-        raise AuroraError(
-            f"The toy world has no {domain} {split}; its domains are {', '.join(DOMAINS)}, its splits "
-            f"{', '.join(SPLITS)}."
-        )
-    generator = np.random.default_rng([4, seed, list(DOMAINS).index(domain), SPLITS.index(split)])
+    generator = random_numbers(domain, split, seed, kind=4)
     pairs: list[Pair] = []
     while len(pairs) < number:
         claim = str(generator.choice(list(_CLAIMS)))

@@ -18,7 +18,7 @@ from aurora_ds.errors import AuroraError
 from aurora_ds.quickstart.captions import COLOUR_NAMES, KIND_NAMES, RELATION_NAMES, Phrasing
 from aurora_ds.quickstart.render import Box, render_with_boxes
 from aurora_ds.quickstart.scenes import Scene, clear_relations, related, sample_scene
-from aurora_ds.quickstart.world import DOMAINS, SPLITS, DomainName
+from aurora_ds.quickstart.world import DOMAINS, DomainName, random_numbers
 
 COUNTS = {"train": 800, "val": 100, "test": 250}
 _FAINT = 0.06  # from here on a reader could take one thing for being left of another
@@ -85,12 +85,7 @@ def sample_pointings(
     domain: DomainName, split: str, number: int, each: int = 3, seed: int = 0
 ) -> list[tuple[Scene, list[Pointing]]]:
     """`number` scenes with up to `each` phrases. A pure function of its arguments."""
-    if domain not in DOMAINS or split not in SPLITS:
-        raise AuroraError(
-            f"The toy world has no {domain} {split}; its domains are {', '.join(DOMAINS)}, its splits "
-            f"{', '.join(SPLITS)}."
-        )
-    generator = np.random.default_rng([5, seed, list(DOMAINS).index(domain), SPLITS.index(split)])
+    generator = random_numbers(domain, split, seed, kind=5)
     phrasing = DOMAINS[domain].phrasing
     scenes = [sample_scene(generator) for _ in range(number)]
     return [(scene, point(scene, each, phrasing, generator)) for scene in scenes]

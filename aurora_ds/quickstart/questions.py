@@ -19,7 +19,7 @@ from aurora_ds.errors import AuroraError
 from aurora_ds.quickstart.captions import COLOUR_NAMES, KIND_NAMES, Phrasing, vocabulary
 from aurora_ds.quickstart.render import render
 from aurora_ds.quickstart.scenes import COLOURS, KINDS, Scene, clear_relations, sample_scene
-from aurora_ds.quickstart.world import DOMAINS, SPLITS, DomainName
+from aurora_ds.quickstart.world import DOMAINS, DomainName, random_numbers
 
 COUNTS = {"train": 800, "val": 100, "test": 250}
 ANNOTATORS = 10
@@ -180,12 +180,7 @@ def sample_questions(
     domain: DomainName, split: str, number: int, each: int = 3, seed: int = 0
 ) -> list[tuple[Scene, list[Question]]]:
     """`number` scenes with `each` questions of different kinds. A pure function of its arguments."""
-    if domain not in DOMAINS or split not in SPLITS:
-        raise AuroraError(
-            f"The toy world has no {domain} {split}; its domains are {', '.join(DOMAINS)}, its splits "
-            f"{', '.join(SPLITS)}."
-        )
-    generator = np.random.default_rng([1, seed, list(DOMAINS).index(domain), SPLITS.index(split)])
+    generator = random_numbers(domain, split, seed, kind=1)
     asker = Asker(DOMAINS[domain].phrasing, generator)
     scenes = [sample_scene(generator) for _ in range(number)]
     return [(scene, asker.ask(scene, each)) for scene in scenes]

@@ -97,6 +97,17 @@ class _Register:
             self.statements[self._key(statement)].append(statement)
 
 
+def random_numbers(domain: DomainName, split: str, seed: int, kind: int | None = None) -> np.random.Generator:
+    """What the contents of a split are drawn from. `kind`: a number of its own for each kind of data, None for pictures
+    with captions. Raises AuroraError where there is no such domain or split."""
+    if domain not in DOMAINS:
+        raise AuroraError(f"The toy world has no domain {domain!r}; its domains are: {', '.join(DOMAINS)}.")
+    if split not in SPLITS:
+        raise AuroraError(f"The toy world has no split {split!r}; its splits are: {', '.join(SPLITS)}.")
+    own = [seed, list(DOMAINS).index(domain), SPLITS.index(split)]
+    return np.random.default_rng(own if kind is None else [kind, *own])
+
+
 def sample_split(
     domain: DomainName, split: str, number: int, captions: int = 3, seed: int = 0
 ) -> list[Picture]:
@@ -104,11 +115,7 @@ def sample_split(
 
     A pure function of its arguments. Raises AuroraError where the world has too few different scenes for that.
     """
-    if domain not in DOMAINS:
-        raise AuroraError(f"The toy world has no domain {domain!r}; its domains are: {', '.join(DOMAINS)}.")
-    if split not in SPLITS:
-        raise AuroraError(f"The toy world has no split {split!r}; its splits are: {', '.join(SPLITS)}.")
-    generator = np.random.default_rng([seed, list(DOMAINS).index(domain), SPLITS.index(split)])
+    generator = random_numbers(domain, split, seed)
     phrasing = DOMAINS[domain].phrasing
     register, pictures = _Register(), []
 

@@ -5,11 +5,46 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
-from moving_scenes import write_clips
+import yaml
+
+from aurora_ds.data.convert import convert
+from aurora_ds.quickstart.clips import caption, encode, sample_split
+from aurora_ds.quickstart.world import DOMAINS
 
 TEST_CLIPS, FRAMES = 13, 4  # 13: in batches of 4 uneven on 2 ranks
 UNLIKE = ("world_size", "seconds", "adapter", "step", "train_seconds", "peak_memory_mb", "best")
+
+
+RECIPE = {
+    **dict.fromkeys(("title", "licence", "obtain", "layout"), "made by a test"),
+    "name": "moving",
+    "family": "folder",
+    "media": "video",
+    "media_folders": ["clips"],
+    "annotations": [{"format": "blip", "files": {"all": "annotations.json"}}],
+    "samples_per_shard": 16,
+}
+
+
+def write_clips(folder: Path, counts: dict[str, int], captions: int = 1, short: int | None = None) -> Path:
+    """`counts` clips of the toy world per split, as shards, whose folder is returned.
+
+    captions: of every third clip; others have one. short: frames of each split's first clip."""
+    look, phrasing, generator, rows = *vars(DOMAINS["target"]).values(), np.random.default_rng(0), []
+    (folder / "raw" / "clips").mkdir(parents=True)
+    for split, count in counts.items():
+        for number, clip in enumerate(sample_split("target", split, count)):
+            name = f"{split}{number:04d}.mp4"
+            frames = clip.frames(look, *([short] if short and not number else []))
+            (folder / "raw" / "clips" / name).write_bytes(encode(frames))
+            told = [caption(clip, phrasing, generator) for _ in range(1 if number % 3 else captions)]
+            rows.append({"image": name, "caption": told, "split": split})
+    (folder / "raw" / "annotations.json").write_text(json.dumps(rows))
+    (folder / "moving.yaml").write_text(yaml.safe_dump(RECIPE))
+    convert(folder / "moving.yaml", folder / "raw", folder / "shards")
+    return folder / "shards"
 
 
 @pytest.fixture(scope="module")
@@ -168,10 +203,10 @@ def test_motion_is_learned_from_clips_and_needs_several_frames(tmp_path: Path) -
     settings = [f"data.shards={shards}", "data.augment=none", "data.workers=0", "retrieval.queue_size=128"]
     settings += ["train.epochs=20", "monitor.tensorboard=false", "monitor.gallery_queries=0"]
     clip, still = ([*settings, f"data.video.frames={count}"] for count in (FRAMES, 1))
-    untrained = evaluate.run(load_config("retrieval_world", clip), None, tmp_path / "zero")
-    trained = train.run(load_config("retrieval_world", clip), tmp_path / "run")
+    untrained = evaluate.run(load_config("retrieval_world_clips", clip), None, tmp_path / "zero")
+    trained = train.run(load_config("retrieval_world_clips", clip), tmp_path / "run")
     middle = [*still, "data.video.eval_sampling=centre"]
-    one_frame = evaluate.run(load_config("retrieval_world", middle), tmp_path / "run", tmp_path / "one")
+    one_frame = evaluate.run(load_config("retrieval_world_clips", middle), tmp_path / "run", tmp_path / "one")
     for way in ("txt_r1", "vid_r1"):
         assert trained["metrics"][way] >= untrained["metrics"][way] + 30
         assert trained["metrics"][way] >= one_frame["metrics"][way] + 20
