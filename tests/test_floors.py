@@ -21,6 +21,7 @@ FLOORS = [
         "arguments",
         "tables",
         "whole_model",
+        "durable",
         "kernels",
         "recipes",
     ],

@@ -28,6 +28,7 @@ from pydantic import (
 
 from aurora_ds.data.shard_index import INDEX_NAME, ShardIndex, write_index
 from aurora_ds.data.store import LocalStore, ShardStore
+from aurora_ds.durable import sync_folder, write_synced
 from aurora_ds.errors import AuroraError
 
 MANIFEST_NAME = "manifest.json"
@@ -356,18 +357,6 @@ def own_sha256(content: dict[str, Any]) -> str:
 def write_whole(path: Path, content: bytes) -> None:
     """Writes a file so that it is there in full or not at all, also after a power cut."""
     temporary = path.with_name(f".{path.name}.partial")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    write_synced(temporary, content)
     os.replace(temporary, path)
     sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes renames in `folder` durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

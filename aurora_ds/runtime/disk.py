@@ -7,17 +7,10 @@ import os
 import shutil
 from pathlib import Path
 
+from aurora_ds.durable import sync_folder, write_synced
 from aurora_ds.errors import AuroraError
 
 _TEMPORARY = ".writing-"
-
-
-def write_synced(path: Path, *pieces: bytes | memoryview) -> None:
-    """Write a file, piece by piece, and wait until the disk has it."""
-    with open(path, "wb") as file:
-        file.writelines(pieces)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -26,15 +19,6 @@ def replace_text(path: Path, text: str) -> None:
     write_synced(temporary, f"{text}\n".encode())
     os.replace(temporary, path)
     sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until the disk has the folder's names: renamed and new files are lost in a power cut before."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def explained(error: OSError, path: Path, size: int) -> AuroraError:

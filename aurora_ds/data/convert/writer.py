@@ -20,9 +20,10 @@ from typing import Any, BinaryIO
 from aurora_ds.data.convert.entries import Reject
 from aurora_ds.data.convert.samples import MediaSettings, Member, members
 from aurora_ds.data.convert.spool import SpooledMedium
-from aurora_ds.data.manifest import ShardEntry, sync_folder
+from aurora_ds.data.manifest import ShardEntry
 from aurora_ds.data.reader import BadSample
 from aurora_ds.data.tar_header import tar_header
+from aurora_ds.durable import sync_folder
 from aurora_ds.errors import AuroraError
 
 PROGRESS_FOLDER = ".progress"
