@@ -26,9 +26,14 @@ class TrainConfig(Section):
     vision_lr: PositiveFloat | None = Field(
         None, description="of the image encoder's own weights, which only method=full trains; null: lr"
     )
+    lr_multiple: PositiveFloat = Field(1.0, description="of what lr_multiple_of names: lr times this")
+    lr_multiple_of: list[str] = Field(
+        [], description="parameters whose names have one of these in them, such as the heads of EVE"
+    )
     min_lr: float = Field(0.0, ge=0)
-    schedule: Literal["cosine", "cosine_epoch", "constant"] = Field(
-        "cosine", description="cosine_epoch: constant within an epoch, as published"
+    schedule: Literal["cosine", "cosine_epoch", "linear", "constant"] = Field(
+        "cosine",
+        description="cosine_epoch: constant within an epoch, as published; linear: to min_lr at the end",
     )
     warmup_steps: int = Field(0, ge=0)
     warmup_lr: float = Field(0.0, ge=0, description="learning rate of step 0 when warmup_steps > 0")

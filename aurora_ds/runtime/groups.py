@@ -1,5 +1,6 @@
 """The groups of AdamW: trainables with the same learning rate and weight decay. One group, unless the recipe asks for
-more: a rate of its own for the image encoder, parameters that do not decay (both published for mPLUG)."""
+more: a rate of its own for the image encoder or for named parts, parameters that do not decay (published for mPLUG and
+EVE)."""
 
 from __future__ import annotations
 
@@ -26,6 +27,8 @@ def groups_of(names: Iterable[str], config: TrainConfig) -> list[Group]:
     for name in names:
         vision = config.vision_lr is not None and name.startswith(IMAGE_ENCODER)
         still = any(part in name for part in config.no_decay)
-        key = (config.vision_lr if vision else config.lr, 0.0 if still else config.weight_decay)
+        multiple = config.lr_multiple if any(part in name for part in config.lr_multiple_of) else 1.0
+        lr = multiple * (config.vision_lr if vision else config.lr)
+        key = (lr, 0.0 if still else config.weight_decay)
         found.setdefault(key, []).append(name)
     return [Group(tuple(members), *key) for key, members in found.items()]

