@@ -36,7 +36,8 @@ def _backbone_rules(backbone: BackboneConfig) -> list[tuple[bool, str]]:
         _multiple("backbone.text.width", text.width, "backbone.text.heads", text.heads),
         (
             backbone.head == "retrieval"
-            or (backbone.momentum_weights, backbone.queue_weights) == ("ignore",) * 2,
+            or (backbone.momentum_weights, backbone.queue_weights) == ("ignore",) * 2
+            or (backbone.name, backbone.head, backbone.queue_weights) == ("mplug", "vqa", "ignore"),
             f"backbone.head={backbone.head} has neither momentum weights nor queues: backbone.momentum_weights and "
             "backbone.queue_weights must be ignore",
         ),
@@ -146,6 +147,16 @@ def _run_rules(config: RunConfig) -> list[tuple[bool, str]]:
             or (config.retrieval.queue_size, config.retrieval.alpha) == (0, 0),
             "retrieval.momentum_model=off leaves nothing for a queue or for soft targets: set retrieval.queue_size=0 "
             "and retrieval.alpha=0",
+        ),
+        (
+            train.method != "full" or not config.vqa.distillation or config.vqa.momentum_model == "twin",
+            "train.method=full has no adapter slot to keep a momentum copy in: set vqa.momentum_model=twin, or "
+            "vqa.distillation=0",
+        ),
+        (
+            config.backbone.name != "eve" or not config.vqa.distillation,
+            f"vqa.distillation ({config.vqa.distillation}) learns from words, and backbone.name=eve writes none: set "
+            "it to 0",
         ),
         *_length_rules(config),
         *_grounding_rules(config),

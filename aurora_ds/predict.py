@@ -231,6 +231,7 @@ def _for_prediction(config: RunConfig) -> RunConfig:
     config = config.model_copy(deep=True)
     config.backbone.momentum_weights = config.backbone.queue_weights = "ignore"
     config.retrieval.queue_size, config.retrieval.momentum_model = 0, "slot"
+    config.vqa.distillation = 0.0
     config.train.method = "aurora"
     shards = config.data.shards
     if shards is not None and "://" not in shards and not Path(shards).exists():

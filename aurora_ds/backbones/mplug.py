@@ -155,7 +155,7 @@ class MplugRetrieval(SeparateEncoders, _Reading):
         return {name: name for name in ("vision_proj", "text_proj", "itm_head")}
 
 
-class MplugVqa(_Reading, _Writing):
+class MplugVqa(_Writing, _Reading):
     """The question is fused with the image; the answer is written from both."""
 
     def __init__(self, config: BackboneConfig) -> None:

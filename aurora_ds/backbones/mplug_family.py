@@ -75,6 +75,7 @@ class MplugFamily(Family):
                 result.online[name] = tensor
             elif self.has_momentum(plain):
                 result.momentum[plain] = tensor
+        result.momentum = untied(result.momentum)
         return result
 
     def _used(self, name: str, config: BackboneConfig) -> bool:
@@ -110,7 +111,3 @@ class MplugFamily(Family):
             return None
         text = "text_decoder.bert" if head == "caption" else "text_encoder"
         return f"visual_encoder.visual.conv1 or the embeddings of the text transformer ({text}.*)"
-
-    def has_momentum(self, name: str) -> bool:
-        """The published code keeps a copy of the fusion encoder too, which never follows and is never asked."""
-        return not name.startswith(("temp", "itm_head.", "fusion_encoder."))

@@ -107,6 +107,18 @@ class VqaConfig(Section):
     loss_per: Literal["question", "frame"] | None = Field(
         None, description="what the loss is averaged over; frame: as released, so that clips weigh less"
     )
+    distillation: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="weight of a momentum model's word probabilities in the loss, after the ramp; 0: none, which is "
+        "what mPLUG's published code comes to",
+    )
+    distillation_ramp_epochs: float = Field(1.0, ge=0)
+    momentum: float = Field(0.995, ge=0, le=1, description="of the model that is learned from")
+    momentum_model: Literal["slot", "twin"] = Field(
+        "slot", description="the adapter's copies, or a second backbone (needed by train.method=full)"
+    )
     k_test: PositiveInt = Field(128, description="answers that are scored in full, after their first tokens")
     first_token: Literal["once", "twice"] = Field(
         "once",

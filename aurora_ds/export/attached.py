@@ -53,6 +53,7 @@ def config_of(trained: Trained, backbone: str | Path | None) -> RunConfig:
     tokenizer = config.backbone.tokenizer
     if backbone is not None and tokenizer is not None and not Path(tokenizer).expanduser().exists():
         config.backbone.tokenizer = None  # it moved too: the one beside the backbone
+    config.vqa.distillation = 0.0  # of training
     if config.task == "retrieval":
         config.retrieval.queue_size = 0
         config.retrieval.temperature = trained.saved.get("temperature")

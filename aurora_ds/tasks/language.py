@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -46,11 +47,13 @@ class LanguageTask(nn.Module):
     def load_buffers(self, state: dict[str, Tensor]) -> None:
         """The opposite of `buffers_to_save`."""
 
-    def image_tokens(self, image: Tensor) -> Tensor:
-        """image (B, 3, H, W), or clips (B, T, 3, H, W), whose frames follow each other -> (B, T·(N+1), D)."""
+    def image_tokens(self, image: Tensor, model: nn.Module | None = None) -> Tensor:
+        """image (B, 3, H, W), or clips (B, T, 3, H, W), whose frames follow each other -> (B, T·(N+1), D). `model`:
+        which sees them, if not this task's."""
+        model = model or self.model
         if image.dim() == 4:
-            return self.model.image_tokens(image)
-        tokens = self.model.image_tokens(image.flatten(0, 1))
+            return model.image_tokens(image)
+        tokens = model.image_tokens(image.flatten(0, 1))
         return tokens.unflatten(0, image.shape[:2]).flatten(1, 2)
 
 
@@ -59,20 +62,44 @@ def with_first(ids: Tensor, token: int) -> Tensor:
     return torch.cat([ids.new_full((len(ids), 1), token), ids[:, 1:]], dim=1)
 
 
+@dataclass(frozen=True)
+class Teacher:
+    """A decoder whose word probabilities are learned beside the targets, its `states` (B, L, H) without graph of the
+    same texts, and the `weight` of that part of the loss."""
+
+    decoder: TextDecoder
+    states: Tensor
+    weight: float
+
+
 def token_losses(
-    decoder: TextDecoder, states: Tensor, targets: Tensor, label_smoothing: float
+    decoder: TextDecoder,
+    states: Tensor,
+    targets: Tensor,
+    label_smoothing: float,
+    teacher: Teacher | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Cross entropy of the next token at every position that has a target; the others are not even projected.
 
     Args:
-        states: (B, L, H), of a decoder. targets: int64 (B, L), `NO_TARGET` where there is none.
+        states: (B, L, H), of a decoder. targets: int64 (B, L), `NO_TARGET` where there is none. teacher: the loss is
+            (1 - weight) times that of the targets plus weight times that of the teacher's probabilities.
     Returns: losses (n,) fp32 or wider, and the row of each (n,).
     """
     rows, places = (targets != NO_TARGET).nonzero(as_tuple=True)
-    logits = decoder.scores(states[rows, places])
-    logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+    logits = _wide(decoder.scores(states[rows, places]))
     losses = F.cross_entropy(logits, targets[rows, places], reduction="none", label_smoothing=label_smoothing)
-    return losses, rows
+    if teacher is None:
+        return losses, rows
+    with torch.no_grad():
+        soft = _wide(teacher.decoder.scores(teacher.states[rows, places])).softmax(1)
+    soft_losses = F.cross_entropy(logits, soft, reduction="none")
+    return (1 - teacher.weight) * losses + teacher.weight * soft_losses, rows
+
+
+def _wide(logits: Tensor) -> Tensor:
+    """16-bit numbers as fp32; others as they are."""
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
 def next_targets(ids: Tensor, mask: Tensor, prompt: int = 1) -> Tensor:

@@ -63,7 +63,9 @@ class SlotMomentum:
 
 
 class TwinMomentum:
-    """Momentum pass through a second backbone, which follows the online one with the same decay."""
+    """Momentum pass through a second backbone, which follows the online one with the same decay.
+
+    `still`: beginnings of names that keep their values, beside the temperature and the matching head."""
 
     def __init__(
         self,
@@ -72,8 +74,10 @@ class TwinMomentum:
         factory: ModelFactory,
         weights: dict[str, Tensor] | None,
         dropout: bool,
+        still: tuple[str, ...] = (),
     ) -> None:
         self.model, self.prompts, self.dropout = model, prompts, dropout
+        self.still = ("temp", "itm_head.", *still)
         self.twin, self.twin_prompts = factory()
         state = dict(model.state_dict())
         if weights:
@@ -95,11 +99,11 @@ class TwinMomentum:
         pairs = [
             (p, online[n].detach().to(p.dtype))
             for n, p in self.twin.named_parameters()
-            if n in online and n != "temp" and not n.startswith("itm_head")
+            if n in online and not n.startswith(self.still)
         ]
         if any(p.numel() == 0 for p, _ in pairs):
             raise AuroraError(
-                "retrieval.momentum_model=twin needs whole parameters on every rank: use ZeRO stage "
+                "momentum_model=twin needs whole parameters on every rank: use ZeRO stage "
                 "0, 1 or 2, or momentum_model=slot."
             )
         torch._foreach_mul_([p for p, _ in pairs], decay)
@@ -107,7 +111,8 @@ class TwinMomentum:
 
     @contextmanager
     def __call__(self, values: PromptValues | None, decay: float) -> Iterator[nn.Module]:
-        device, dtype = self.model.vision_proj.weight.device, self.model.vision_proj.weight.dtype
+        anchor = next(p for n, p in self.model.named_parameters() if n.startswith("visual_encoder."))
+        device, dtype = anchor.device, anchor.dtype
         # The twin follows by thousandths a step, which 16 bits would round away: it is kept in fp32 and only
         # computes in 16.
         # Tensors that have shapes alone (`aurora-ds plan`) know no autocast: there it is in 16 as a whole.

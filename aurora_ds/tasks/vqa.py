@@ -15,7 +15,7 @@ from aurora_ds.backbones.text import KeyValueCache
 from aurora_ds.config import TextConfig, VqaConfig
 from aurora_ds.prompts import Prompts
 from aurora_ds.tasks.generation import Context, write
-from aurora_ds.tasks.language import LanguageTask, next_targets, token_losses, with_first
+from aurora_ds.tasks.language import LanguageTask, Teacher, next_targets, token_losses, with_first
 
 
 class VqaTask(LanguageTask):
@@ -38,15 +38,20 @@ class VqaTask(LanguageTask):
         return {"tokens": self.image_tokens(batch["image"])}
 
     def questions(
-        self, batch: dict[str, Any], trace: dict[str, Tensor] | None = None
+        self,
+        batch: dict[str, Any],
+        trace: dict[str, Tensor] | None = None,
+        model: nn.Module | None = None,
     ) -> tuple[Tensor, Tensor]:
         """What answers are written from, of each question, read with its image: states (B, N, H), mask (B, N).
 
         Args: batch: `input_ids`, `attention_mask` (B, L), and either `image`, one per question, or `tokens` of
-            `encode_images` with `image_index` int64 (B,), the row of them that each question is about."""
-        tokens = batch["tokens"] if "tokens" in batch else self.image_tokens(batch["image"])
+            `encode_images` with `image_index` int64 (B,), the row of them that each question is about. `model`: which
+            reads, if not this task's."""
+        model = model or self.model
+        tokens = batch["tokens"] if "tokens" in batch else self.image_tokens(batch["image"], model)
         ids = with_first(batch["input_ids"], self.text.enc_id)
-        states, mask = self.model.read(ids, batch["attention_mask"], tokens, batch.get("image_index"))
+        states, mask = model.read(ids, batch["attention_mask"], tokens, batch.get("image_index"))
         if trace is not None:
             trace.update(image_embeds=tokens, question_states=states, question_mask=mask)
         return states, mask
@@ -61,15 +66,29 @@ class VqaTask(LanguageTask):
             trace: when given, intermediate tensors are put in (for verification).
         """
         self.refresh()
-        states, mask = self.questions(batch, trace)
+        return self.taught(batch, None, trace)
+
+    def answers(
+        self, batch: dict[str, Any], trace: dict[str, Tensor] | None = None, model: nn.Module | None = None
+    ) -> Tensor:
+        """States (A, La, H) of the answers of `loss`, each read after its question. `model`: which reads, if not this
+        task's."""
+        states, mask = self.questions(batch, trace, model)
+        decoder = (model or self.model).text_decoder
+        ids, kv = with_first(batch["answer_ids"], self.text.bos_id), decoder.context_kv(states)
+        return decoder(ids, batch["answer_mask"], kv, mask, batch["answer_question"])
+
+    def taught(
+        self, batch: dict[str, Any], teacher: Teacher | None, trace: dict[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """`loss` with the adapter's values as they are; `teacher`: as of `token_losses`."""
+        answers, decoder = self.answers(batch, trace), self.model.text_decoder
         ids, answer_mask = with_first(batch["answer_ids"], self.text.bos_id), batch["answer_mask"]
-        decoder = self.model.text_decoder
-        answers = decoder(ids, answer_mask, decoder.context_kv(states), mask, batch["answer_question"])
         losses, rows = token_losses(
-            decoder, answers[:, :-1], next_targets(ids, answer_mask), self.options.label_smoothing
+            decoder, answers[:, :-1], next_targets(ids, answer_mask), self.options.label_smoothing, teacher
         )
         sums = losses.new_zeros(len(ids)).index_add(0, rows, losses)
-        divisor = len(states)
+        divisor = len(batch["input_ids"])
         if self.options.loss_per == "frame" and batch["image"].dim() == 5:
             divisor *= batch["image"].shape[1]
         if trace is not None:

@@ -16,15 +16,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from aurora_ds.backbones.checkpoint import load_backbone
-from aurora_ds.backbones.models import family_of
+from aurora_ds.backbones.models import family_of, new_model
 from aurora_ds.backbones.mplug import MplugBackbone
 from aurora_ds.backbones.mplug_text import FusionEncoder, PlainTextEncoder
 from aurora_ds.backbones.published import published_tensors, resize_positions, split_published
 from aurora_ds.config import BackboneConfig, CaptionConfig, GenerationConfig, VqaConfig
 from aurora_ds.tasks.beam_critical import beam_loss
 from aurora_ds.tasks.caption import CaptionTask
+from aurora_ds.tasks.distilled_vqa import DistilledVqaTask
 from aurora_ds.tasks.generation import Context
-from aurora_ds.tasks.language import NO_TARGET, LanguageTask, next_targets
+from aurora_ds.tasks.language import NO_TARGET, LanguageTask, Teacher, next_targets
+from aurora_ds.tasks.momentum import TwinMomentum
 from aurora_ds.tasks.penalised_beam import Hypothesis, hypotheses
 from aurora_ds.tasks.vqa import VqaTask
 from aurora_ds.tasks.writer import Writer
@@ -144,12 +146,12 @@ def _parts(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _compare_step(
-    golden: Golden, task: LanguageTask, batch: dict[str, Tensor], names: dict[str, str]
+    golden: Golden, task: LanguageTask, batch: dict[str, Tensor], names: dict[str, str], **arguments: Any
 ) -> None:
     """Loss, gradients and what led to them; `names`: of the task's trace, as the golden calls them."""
     trace: dict[str, Tensor] = {}
     with _watched(_parts(task.model)) as seen:
-        loss = task(batch, what="loss", trace=trace)["loss"]
+        loss = task(batch, what="loss", trace=trace, **arguments)["loss"]
     loss.backward()
     if "fusion" in seen:
         seen["fusion_image_output"], seen["fusion_text_output"] = seen.pop("fusion")
@@ -210,14 +212,18 @@ def _skip_margins(golden: Golden) -> None:
 
 
 def vqa(golden: Golden) -> None:
-    """One training step and the written answers."""
-    config, inputs = backbone_config(golden, "vqa"), golden.inputs
-    task = VqaTask(
-        load_backbone(config).model.eval(),
-        None,
-        VqaConfig(label_smoothing=0.0, loss_per="question"),
-        config.text,
-    )
+    """One training step, with a momentum model where there is one, and the written answers."""
+    distilled, inputs = golden.config["task_config"]["distill"], golden.inputs
+    config = backbone_config(golden, "vqa", momentum_weights="read" if distilled else "ignore")
+    loaded, options = load_backbone(config), VqaConfig(label_smoothing=0.0, loss_per="question")
+    model = loaded.model.eval()
+    if distilled:
+        twin = TwinMomentum(
+            model, None, lambda: (new_model(config), None), loaded.momentum, False, ("fusion_encoder.",)
+        )
+        task = DistilledVqaTask(model, None, options, config.text, twin).eval()
+    else:
+        task = VqaTask(model, None, options, config.text).eval()
     batch = {
         "image": inputs["image"],
         "input_ids": inputs["question_ids"],
@@ -227,7 +233,19 @@ def vqa(golden: Golden) -> None:
         "answer_question": torch.arange(len(inputs["k"])).repeat_interleave(inputs["k"]),
         "answer_weights": inputs["weights"],
     }
-    _compare_step(golden, task, batch, {"answer_logits": "logits", "answer_loss": "loss_per_answer"})
+    names = {
+        "answer_logits": "logits",
+        "answer_loss": "loss_per_answer",
+        "momentum_logits": "momentum.logits_shifted",
+    }
+    if distilled:
+        with _watched({"fusion": task.momentum_model.twin.fusion_encoder}) as seen:
+            _compare_step(golden, task, batch, names, alpha=0.0)  # the published alpha never arrives
+        golden.compare("momentum.fusion_image_output", seen["fusion"][0])
+        golden.compare("momentum.fusion_text_output", seen["fusion"][1])
+        _compare_distillation(golden, task, batch)
+    else:
+        _compare_step(golden, task, batch, names)
     with torch.no_grad():
         states, mask = task.questions(batch)
         golden.compare("decoder_states", states[batch["answer_question"]])
@@ -235,6 +253,25 @@ def vqa(golden: Golden) -> None:
         context = Context(task.model.text_decoder.context_kv(states), mask)
     _compare_generated(golden, task, context, torch.tensor([config.text.bos_id]), _defaults(golden))
     _skip_margins(golden)
+
+
+def _compare_distillation(golden: Golden, task: DistilledVqaTask, batch: dict[str, Tensor]) -> None:
+    """The copies after the step, and what learning from nothing but their words would be: over the vocabulary, as here,
+    and over the positions, as the published code has it."""
+    other = task.momentum_model.twin
+    for name, value in published_tensors(dict(other.named_parameters())).items():
+        name = f"after_step.{'_m.'.join(name.split('.', 1))}"
+        if name in golden.outputs:
+            golden.compare(name, value)
+    trace: dict[str, Tensor] = {}
+    with torch.no_grad():
+        states = task.answers(batch, None, other)[:, :-1]
+        task.taught(batch, Teacher(other.text_decoder, states, 1.0), trace)
+        soft = other.text_decoder.scores(states).softmax(2)
+        wrong = -(soft * trace["answer_logits"][:, :-1].log_softmax(1)).sum(2)
+        aimed = next_targets(batch["answer_ids"], batch["answer_mask"]) != NO_TARGET
+    golden.compare("distill.loss_per_answer_if_alpha1_vocab_softmax", trace["answer_loss"])
+    golden.compare("distill.loss_per_answer_if_alpha1_as_coded", (wrong * aimed).sum(1))
 
 
 def caption(golden: Golden) -> None:

@@ -70,14 +70,13 @@ def _layout(path: Path, summary: Mapping[str, Any]) -> list[Check]:
         model = new_model(config)
     lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     listed = {key: _empty(shape) for key, shape in lines}
-    tensors = family_of(config).sort({k: t for k, t in listed.items() if k not in TIED}, config)
+    tensors = family_of(config).sort({k: t for k, t in listed.items() if not _tied(k)}, config)
     theirs, own = split_published(tensors.online), model.state_dict()
     misfits = set(theirs) ^ set(own) | {k for k in set(theirs) & set(own) if theirs[k].shape != own[k].shape}
     whole = {
         key: tensor.numel()
         for key, tensor in listed.items()
-        if key.replace("_decoder_m.", "_decoder.") not in {*TIED, *QUEUES}
-        and key.split(".")[-1] not in NUMBERS
+        if not _tied(key) and key not in QUEUES and key.split(".")[-1] not in NUMBERS
     }
     online = {key: count for key, count in whole.items() if not key.split(".")[0].endswith("_m")}
     idle = {key: count for key, count in online.items() if key not in tensors.online}
@@ -99,6 +98,10 @@ def _layout(path: Path, summary: Mapping[str, Any]) -> list[Check]:
 
 def _of_text_tower(name: str) -> bool:
     return name.startswith("visual_encoder.") and not name.startswith("visual_encoder.visual.")
+
+
+def _tied(name: str) -> bool:
+    return name.replace("_decoder_m.", "_decoder.") in TIED
 
 
 def _empty(shape: str) -> Tensor:

@@ -14,10 +14,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from aurora_ds.backbones.checkpoint import LoadedBackbone
+from aurora_ds.backbones.models import new_model
 from aurora_ds.backbones.tokenizer import Tokenizer
 from aurora_ds.config import RunConfig
 from aurora_ds.data.media import clip_window
 from aurora_ds.prompts import Prompts, attach
+from aurora_ds.tasks.momentum import ModelFactory
 
 Forward = Callable[..., dict[str, Any]]  # the task's, or the engine's: forward(batch, what=…, …)
 
@@ -150,6 +152,22 @@ def attach_prompts(model: nn.Module, config: RunConfig) -> Prompts | None:
         prompts = prompts.model_copy(update={"query_transform": False, "context": "off"})
     sites = model.sites() if config.train.method == "aurora" else []
     return attach(model, sites, prompts, model.query_layers(), model.heads(), seed=config.seed)
+
+
+def twin_of(config: RunConfig) -> ModelFactory:
+    """Makes a bare second backbone of a run, with prompts of its own."""
+
+    def factory() -> tuple[nn.Module, Prompts | None]:
+        other = new_model(config.backbone)
+        return other, attach_prompts(other, config)
+
+    return factory
+
+
+def ramped(weight: float, epochs: float, step: int, steps_per_epoch: int) -> float:
+    """The weight of soft targets after `step` steps: from zero over the first `epochs`, then constant (BLIP §3.2)."""
+    steps = epochs * steps_per_epoch
+    return weight * (min(1.0, step / steps) if steps else 1.0)
 
 
 def percent(metrics: dict[str, float], columns: dict[str, str]) -> dict[str, float]:

@@ -9,7 +9,6 @@ import numpy as np
 from torch import Tensor, nn
 
 from aurora_ds.backbones.checkpoint import LoadedBackbone
-from aurora_ds.backbones.models import new_model
 from aurora_ds.backbones.tokenizer import Tokenizer
 from aurora_ds.config import RunConfig
 from aurora_ds.data.loader import caption_texts, eval_image_loader, eval_texts
@@ -17,12 +16,20 @@ from aurora_ds.data.media import medium_shape
 from aurora_ds.data.mixture import open_manifest
 from aurora_ds.data.text import pre_caption
 from aurora_ds.errors import AuroraError
-from aurora_ds.prompts import Prompts
 from aurora_ds.runtime import process_group
 from aurora_ds.tasks.frame_attention import frame_scales
 from aurora_ds.tasks.rerank import RetrievalResult, Texts, evaluate_retrieval
 from aurora_ds.tasks.retrieval import RetrievalTask
-from aurora_ds.wiring.base import Evaluation, Forward, Wiring, attach_prompts, clip_conditions, percent
+from aurora_ds.wiring.base import (
+    Evaluation,
+    Forward,
+    Wiring,
+    attach_prompts,
+    clip_conditions,
+    percent,
+    ramped,
+    twin_of,
+)
 from aurora_ds.wiring.gallery import retrieval_gallery
 
 _IMAGE_COLUMNS = {
@@ -53,10 +60,7 @@ class RetrievalWiring(Wiring):
         prompts = attach_prompts(model, config)
         model.temp.requires_grad_(False)
 
-        def twin() -> tuple[nn.Module, Prompts | None]:
-            other = new_model(config.backbone)
-            return other, attach_prompts(other, config)
-
+        twin = twin_of(config)
         return RetrievalTask(model, config, prompts, temperature, twin, loaded.momentum, loaded.queues)
 
     def train_texts(self, tokenizer: Tokenizer) -> Callable[[list[Any]], dict[str, Tensor]]:
@@ -71,9 +75,8 @@ class RetrievalWiring(Wiring):
         }
 
     def _alpha(self, step: int, steps_per_epoch: int) -> float:
-        """Weight of the soft targets: a ramp from zero over the first epochs, then constant (BLIP §3.2)."""
-        ramp = self.config.retrieval.alpha_ramp_epochs * steps_per_epoch
-        return self.config.retrieval.alpha * (min(1.0, step / ramp) if ramp else 1.0)
+        options = self.config.retrieval
+        return ramped(options.alpha, options.alpha_ramp_epochs, step, steps_per_epoch)
 
     def figures(self, task: nn.Module, step: int, steps_per_epoch: int) -> dict[str, float]:
         """Temperature and weight of the soft targets."""

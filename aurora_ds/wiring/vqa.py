@@ -29,12 +29,23 @@ from aurora_ds.data.questions import (
 )
 from aurora_ds.data.reader import ShardReader
 from aurora_ds.errors import AuroraError
+from aurora_ds.prompts import Prompts
 from aurora_ds.runtime import process_group
 from aurora_ds.runtime.gallery import Answer, Query, gallery
 from aurora_ds.tasks.answer_classes import AnswerClassTask, another_length
+from aurora_ds.tasks.distilled_vqa import DistilledVqaTask
+from aurora_ds.tasks.momentum import SlotMomentum, TwinMomentum
 from aurora_ds.tasks.vqa import VqaTask
 from aurora_ds.wiring.asked import Asked, asked_questions, judge, submission
-from aurora_ds.wiring.base import Evaluation, Forward, Wiring, attach_prompts, clip_conditions
+from aurora_ds.wiring.base import (
+    Evaluation,
+    Forward,
+    Wiring,
+    attach_prompts,
+    clip_conditions,
+    ramped,
+    twin_of,
+)
 from aurora_ds.wiring.blocks import eval_records, in_order, media_blocks, number_of_blocks
 
 RESULT_FILE = "vqa_result.json"
@@ -76,9 +87,28 @@ class VqaWiring(Wiring):
     def build(self, loaded: LoadedBackbone) -> nn.Module:
         """The task over a backbone."""
         prompts = attach_prompts(loaded.model, self.config)
+        if self.options.distillation:
+            return self._distilled(loaded, prompts)
         if self.classifies:
             return AnswerClassTask(loaded.model, prompts, auxiliary=not self.config.backbone.eve.released)
         return VqaTask(loaded.model, prompts, self.options, self.config.backbone.text)
+
+    def _distilled(self, loaded: LoadedBackbone, prompts: Prompts | None) -> nn.Module:
+        model, options = loaded.model, self.options
+        if options.momentum_model == "slot":
+            momentum = SlotMomentum(model, prompts, dropout=False)
+        else:
+            momentum = TwinMomentum(model, prompts, twin_of(self.config), loaded.momentum, dropout=False)
+        return DistilledVqaTask(model, prompts, options, self.config.backbone.text, momentum)
+
+    def loss_arguments(self, step: int, micro: int, steps_per_epoch: int) -> dict[str, Any]:
+        """The weight of a momentum model's probabilities, where it is learned from."""
+        options = self.options
+        if not options.distillation:
+            return {}
+        return {
+            "alpha": ramped(options.distillation, options.distillation_ramp_epochs, step, steps_per_epoch)
+        }
 
     # ---- training --------------------------------------------------------------------------------
 

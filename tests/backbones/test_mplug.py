@@ -127,6 +127,17 @@ def test_prompts_attach_to_every_projection_of_both_widths():
     assert torch.allclose(model.read(*inputs, model.image_tokens(image))[0], attached, atol=1e-4)
 
 
+def test_sites_and_layers_in_the_order_in_which_they_compute():
+    model = random_model("vqa")
+    parts = list(dict.fromkeys(site.name.partition(".")[0] for site in model.sites()))
+    assert parts == ["visual_encoder", "visn_fc", "text_encoder", "fusion_encoder", "text_decoder"]
+    layers = [name for name, _, _ in model.query_layers()]
+    assert layers == [
+        *(f"fusion_encoder.encoder.layer.{n}" for n in (1, 2)),  # 3 is the connected one
+        *(f"text_decoder.bert.encoder.layer.{n}" for n in (0, 1)),
+    ]
+
+
 def test_texts_share_the_keys_of_their_image():
     model, (ids, mask) = random_model("retrieval"), texts(4)
     tokens = model.image_tokens(torch.randn(2, 3, 16, 16))

@@ -29,6 +29,7 @@ def test_everything_recorded_is_within_tolerance(case, count, capsys):
     [
         "b_fusion_stride4_no_connection",
         "c_vqa_nodistill",
+        "c_vqa_distill_wide_vit",
         "g1_video_retrieval",
         "g2_videoqa_rank",
         "g3_videocap_prompt",
