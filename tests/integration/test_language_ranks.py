@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_grounding import phrase_shards
+from tiny_grounding import recipe as grounding_recipe
 from tiny_runs import pair_shards, recipe
 
 WORKER = Path(__file__).with_name("language_ranks_worker.py")
@@ -31,6 +33,7 @@ CASES = {
     "captions of clips": ("caption", "clips", ["data.video.frames=3"]),
     "pairs": ("nlvr", "pairs", []),
     "pairs, exchanged": ("nlvr", "pairs", ["nlvr.swap=released"]),
+    "boxes": ("grounding", "phrases", ["backbone.mplug.vision_attention_dropout=0"]),
 }
 BLOCKS = {"blocks": [], "one block": ["evaluate.image_batch_size=16"]}
 STILL = [  # nothing in training is drawn by rank
@@ -63,7 +66,9 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     for name, place in raw.items():
         convert("folder" if name == "captions" else name, folder / place, folder / "shards" / name)
     shards = {name: folder / "shards" / name for name in raw} | {"pairs": pair_shards(folder / "pairs")}
+    shards["phrases"] = phrase_shards(folder / "phrases")
     tasks = {task: recipe(folder, task, Path()) for task in ("vqa", "caption", "nlvr")}
+    tasks["grounding"] = grounding_recipe(folder, Path())
     return {
         name: [str(tasks[task]), f"data.shards={shards[data]}", *overrides]
         for name, (task, data, overrides) in CASES.items()
@@ -116,7 +121,7 @@ def test_two_ranks_judge_as_one_does_to_the_last_digit(judged: dict[int, list], 
 
 # ---- training
 
-TRAINED = ("vqa, ranked", "videoqa, written", "captions, beams", "pairs")
+TRAINED = ("vqa, ranked", "videoqa, written", "captions, beams", "pairs", "boxes")
 REWARDED = ["caption.objective=self_critical", "caption.self_critical.samples=3"]
 
 
