@@ -116,8 +116,9 @@ class Heartbeat:
         return [found[rank] for rank in sorted(found)]
 
     def _of_host(self) -> list[dict[str, Any]]:
-        others = [beat for beat in read(self.output) if beat["rank"] in self._others]
-        return [self._record(), *others]
+        # every second: not the files of all ranks of the run
+        others = [_last_of(self.output, rank) for rank in self._others]
+        return [self._record(), *filter(None, others)]
 
     def _beat(self) -> None:
         while not self._over.wait(SECONDS):

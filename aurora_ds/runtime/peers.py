@@ -68,17 +68,9 @@ class Peers:
 
     def close(self) -> None:
         """Say goodbye: what the ranks of this host did last, which the heartbeats have by now."""
-        if not self._thread.is_alive():
-            return
         self._over.set()
-        self._thread.join(2 * _PATIENCE)
-        end = time.monotonic() + _PATIENCE
-        while self._store is not None and not self._thread.is_alive():
-            self._exchange()
-            # the store ends with rank 0, which lets the others say goodbye first
-            if process_group.rank() or self._all_ended() or time.monotonic() > end:
-                break
-            time.sleep(0.1)
+        if self._thread.is_alive():
+            self._thread.join(3 * _PATIENCE)  # which a cut network may keep for ever
 
     def beats(self) -> Beats:
         """What the ranks of other hosts did when they were last heard of, as far as this rank is told."""
@@ -99,6 +91,13 @@ class Peers:
     def _run(self) -> None:
         while not self._over.wait(INTERVAL):
             self._exchange()
+        end = time.monotonic() + _PATIENCE
+        while self._store is not None:
+            self._exchange()
+            # the store ends with rank 0, which lets the others say goodbye first
+            if process_group.rank() or self._all_ended() or time.monotonic() > end:
+                break
+            time.sleep(0.1)
 
     def _exchange(self) -> None:
         """Tell and hear, or nothing of it while the store cannot be reached."""
