@@ -95,6 +95,18 @@ def test_the_vision_tower_computes_the_same_by_either_way(tower, monkeypatch, po
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
+def test_a_block_of_the_tower_compiles_into_one_graph(tower):
+    model, prompts = tower
+    traced = torch.compile(model.blocks[0], fullgraph=True, backend="aot_eager")
+    x, found = torch.randn(2, 5, 16), []
+    for block in (model.blocks[0], traced):
+        prompts.refresh()
+        torch.manual_seed(1)
+        found.append(torch.autograd.grad(block(x).square().sum(), list(prompts.bank.parameters())))
+    for got, want in zip(*reversed(found), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
 def test_a_norm_that_is_none_is_refused():
     model = torch.nn.ModuleDict({"linear": torch.nn.Linear(6, 6), "norm": torch.nn.Identity()})
     with pytest.raises(AuroraError, match="'linear'.*'norm'.*no LayerNorm.*empty"):
