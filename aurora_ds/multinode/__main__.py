@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from aurora_ds import arguments
-from aurora_ds.multinode.supervise import Launch, supervise
+from aurora_ds.multinode.launch import Launch
+from aurora_ds.multinode.supervise import supervise
 from aurora_ds.recipe import load_config
 
 _ABOUT = """Train on the hosts of a host file, through the `deepspeed` launcher, and start again what fails.

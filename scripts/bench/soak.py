@@ -53,7 +53,7 @@ VICTIMS = ("rank", "launcher", "host", "launcher of a host", "supervisor")
 # in what was printed, or left in failures/
 REASONS = (
     *("lost its connection", "is gone", "exits with return code", "ended with status", "no sign of life"),
-    *("has ended", "Ended early"),
+    *("has ended", "Ended early", "the supervisor was killed"),
 )
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from aurora_ds.errors import AuroraError
 from aurora_ds.multinode import launched, supervise
-from aurora_ds.multinode.supervise import Launch
+from aurora_ds.multinode.launch import Launch
 
 # A launcher that starts two ranks with a data worker each, and ends with the largest of their statuses
 LAUNCHER = """import os, subprocess, sys
