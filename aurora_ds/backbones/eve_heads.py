@@ -18,6 +18,7 @@ from aurora_ds.backbones.blip_nlvr import Judged
 from aurora_ds.backbones.eve import INITIAL_STD, EveStates, EveTrunk, balance_loss
 from aurora_ds.backbones.site import Site
 from aurora_ds.config import BackboneConfig
+from aurora_ds.config.pixels import DEVIATION, MEAN
 
 INITIAL_TEMPERATURE = 0.07
 HEAD_DROPOUT = 0.1
@@ -50,6 +51,9 @@ class EveModel(nn.Module):
 
     def image_tokens(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, 1 + patches, D): embedded, for any number of passes with texts."""
+        if self.config.eve.pixels == "converted":
+            deviation, mean = image.new_tensor([DEVIATION, MEAN])[:, :, None, None]
+            image = 2 * (image * deviation + mean) - 1
         return self.backbone(image, layers=False).states
 
 

@@ -64,6 +64,11 @@ class EveConfig(Section):
         False, description="NLVR2: the two passes attend to each other before the head (`biattn`)"
     )
     expert_sites: bool = Field(False, description="prompts may adapt the experts' linears too")
+    pixels: Literal["converted", "as_they_are"] = Field(
+        "converted",
+        description="EVE was trained on pixels from -1 to 1: bring images to that, or take them as they come (an EVE "
+        "trained from random weights here, or recorded inputs)",
+    )
     released: bool = Field(
         False,
         description="route as the published code does: padding takes part, capacity over the batch, noise in "

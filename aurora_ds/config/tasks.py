@@ -133,9 +133,9 @@ class VqaConfig(Section):
     generation: Annotated[GenerationConfig, BeforeValidator(_of_answers)] = GenerationConfig(
         **_ANSWER_LENGTHS
     )
-    question_text: Literal["cleaned", "as_is"] = Field(
+    question_text: Literal["cleaned", "eve", "as_is"] = Field(
         "cleaned",
-        description="lower case and without punctuation but `?`, or as it is (MSRVTT-QA as released)",
+        description="lower case and without punctuation but `?`; by EVE's rules; or as it is (MSRVTT-QA as released)",
     )
     max_words: PositiveInt = Field(50, description="of a cleaned question; answers are taken whole")
     max_tokens: PositiveInt = Field(35, description="of a question")

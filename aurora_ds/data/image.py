@@ -15,11 +15,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from aurora_ds.config.pixels import DEVIATION, MEAN
 from aurora_ds.data.decode import open_image as open_image
 from aurora_ds.data.randaugment import rand_augment
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 ASPECT = (3 / 4, 4 / 3)  # of random crops
 RANDAUGMENT_OPERATIONS = 2
 RANDAUGMENT_LEVEL = 5

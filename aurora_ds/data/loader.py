@@ -28,7 +28,7 @@ from aurora_ds.data.phrases import PlacedMedium, placed
 from aurora_ds.data.plan import TrainPlan, evaluation_share
 from aurora_ds.data.questions import answered
 from aurora_ds.data.reader import ShardReader
-from aurora_ds.data.text import pre_caption
+from aurora_ds.data.text import caption_rule
 from aurora_ds.data.unreadable import Limit, TooManyUnreadable, read_or_replace
 from aurora_ds.data.waiting import ReadingBoard, Watch
 from aurora_ds.data.worker_signals import end_only_with_the_run
@@ -253,10 +253,10 @@ def train_loader(
 
 def caption_texts(config: RunConfig, tokenizer: Tokenizer) -> Callable[[list[str]], dict[str, Tensor]]:
     """What makes input_ids and attention_mask, int64 (B, longest text), of B captions."""
-    retrieval = config.retrieval
+    retrieval, clean = config.retrieval, caption_rule(config.backbone.name)
 
     def texts(captions: list[str]) -> dict[str, Tensor]:
-        cleaned = [pre_caption(caption, retrieval.max_words) for caption in captions]
+        cleaned = [clean(caption, retrieval.max_words) for caption in captions]
         input_ids, attention_mask = tokenizer.encode(cleaned, retrieval.max_tokens)
         return {"input_ids": input_ids, "attention_mask": attention_mask}
 
@@ -328,12 +328,13 @@ def eval_texts(
     manifest = open_manifest(config)
     reader, retrieval = ShardReader(manifest), config.retrieval
     media = min(manifest.media(split), limit or manifest.media(split))
+    clean = caption_rule(config.backbone.name)
     captions, owners, keys = [], [], []
     for medium in range(media):
         key, record = reader.record(split, medium)
         keys.append(key)
         for caption in record.get("captions", []):
-            captions.append(pre_caption(caption, retrieval.max_words))
+            captions.append(clean(caption, retrieval.max_words))
             owners.append(medium)
     reader.close()
     if not captions:

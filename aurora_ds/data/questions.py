@@ -15,7 +15,7 @@ from torch import Tensor
 
 from aurora_ds.config import RunConfig, VqaConfig
 from aurora_ds.data.mixture import open_manifest
-from aurora_ds.data.text import pre_question
+from aurora_ds.data.text import eve_question, pre_question
 from aurora_ds.errors import AuroraError
 
 ANSWER_LIST = "answer_list.json"
@@ -106,8 +106,9 @@ def encode_questions(
     questions: Sequence[str], options: VqaConfig, tokenizer: Tokenizer
 ) -> tuple[Tensor, Tensor]:
     """Ids and mask, int64 (questions, longest)."""
-    if options.question_text == "cleaned":
-        questions = [pre_question(each, options.max_words) for each in questions]
+    if options.question_text != "as_is":
+        clean = {"cleaned": pre_question, "eve": eve_question}[options.question_text]
+        questions = [clean(each, options.max_words) for each in questions]
     return tokenizer.encode(list(questions), options.max_tokens)
 
 

@@ -4,6 +4,7 @@ before tokenisation."""
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 _PUNCTUATION = re.compile(r"[.!\"()*#:;~]")
 _EVE_PUNCTUATION = re.compile(r"[,.'!?\"()*#:;~]")
@@ -36,6 +37,11 @@ def eve_question(question: str, max_words: int = 30) -> str:
     """EVE: lower case, `,.'!?"()*#:;~` removed, `-` and `/` to spaces, spaces at the end removed, at most `max_words`
     words. Inner spaces stay, and two in a row have an empty word between them."""
     return _first_words(_without_eve_punctuation(question).rstrip(" "), max_words)
+
+
+def caption_rule(backbone: str) -> Callable[[str, int], str]:
+    """What cleans captions and statements for a family of backbones."""
+    return eve_caption if backbone == "eve" else pre_caption
 
 
 def _without_eve_punctuation(text: str) -> str:

@@ -52,6 +52,7 @@ def sizes(golden: Golden) -> tuple[VisionConfig, TextConfig, EveConfig]:
         lower_moe=_experts(lower.get("moe_param", {"num_experts": 2, "topk": 2, "type_route": True})),
         relative_positions=c["relative_position_embed"],
         mask_embedding=golden.config.get("mask_embed", False),
+        pixels="as_they_are",
         released=True,
     )
     return vision, text, config

@@ -22,7 +22,7 @@ from aurora_ds.config import RunConfig
 from aurora_ds.data.decode import open_image
 from aurora_ds.data.mixture import open_manifest
 from aurora_ds.data.reader import ShardReader
-from aurora_ds.data.text import pre_caption
+from aurora_ds.data.text import caption_rule
 from aurora_ds.errors import AuroraError
 from aurora_ds.runtime import process_group
 from aurora_ds.runtime.gallery import Answer, Query, gallery
@@ -204,7 +204,8 @@ class NlvrWiring(Wiring):
 
     def _cleaned(self, statement: dict[str, Any]) -> str:
         sentence = statement.get("sentence")
-        cleaned = pre_caption(sentence, self.config.nlvr.max_words) if isinstance(sentence, str) else ""
+        clean = caption_rule(self.config.backbone.name)
+        cleaned = clean(sentence, self.config.nlvr.max_words) if isinstance(sentence, str) else ""
         if not cleaned:
             raise AuroraError(
                 f"Statement {_name(statement)} has no words. Correct or remove it, and convert again."

@@ -14,7 +14,7 @@ from aurora_ds.config import RunConfig
 from aurora_ds.data.loader import caption_texts, eval_image_loader, eval_texts
 from aurora_ds.data.media import medium_shape
 from aurora_ds.data.mixture import open_manifest
-from aurora_ds.data.text import pre_caption
+from aurora_ds.data.text import caption_rule
 from aurora_ds.errors import AuroraError
 from aurora_ds.runtime import process_group
 from aurora_ds.tasks.frame_attention import frame_scales
@@ -149,8 +149,9 @@ class RetrievalWiring(Wiring):
             raise AuroraError(
                 "Retrieval needs texts to compare with: give --text with words, once or several times."
             )
+        clean = caption_rule(self.config.backbone.name)
         ids, mask = tokenizer.encode(
-            [pre_caption(text, self.config.retrieval.max_words) for text in texts],
+            [clean(text, self.config.retrieval.max_words) for text in texts],
             self.config.retrieval.max_tokens,
         )
         read = {"input_ids": ids.to(media.device), "attention_mask": mask.to(media.device)}

@@ -13,6 +13,7 @@ from aurora_ds.backbones.eve import EveTrunk, balance_loss
 from aurora_ds.backbones.models import new_model
 from aurora_ds.config import BackboneConfig, TextConfig, VisionConfig
 from aurora_ds.config.eve import EveConfig, ExpertConfig
+from aurora_ds.config.pixels import DEVIATION, MEAN
 from aurora_ds.errors import AuroraError
 
 VISION = VisionConfig(image_size=16, patch_size=8, width=16, depth=3, heads=2, mlp_ratio=2)
@@ -206,3 +207,16 @@ def test_positions_are_resized_to_the_image_size(published: str) -> None:
 def test_a_file_of_another_architecture_is_refused(published: str, options: dict, said: str) -> None:
     with pytest.raises(AuroraError, match=re.compile(said)):
         load_backbone(backbone(checkpoint=published, **options))
+
+
+def test_pixels_are_brought_to_those_that_eve_was_trained_on() -> None:
+    white = (1 - torch.tensor(MEAN)) / torch.tensor(DEVIATION)
+    image = white[:, None, None].expand(1, 3, 16, 16)
+    torch.manual_seed(0)
+    converts = new_model(backbone()).eval()
+    as_they_are = new_model(backbone(pixels="as_they_are")).eval()
+    as_they_are.load_state_dict(converts.state_dict())
+    found = converts.image_tokens(image)
+    torch.testing.assert_close(
+        found, as_they_are.image_tokens(torch.ones(1, 3, 16, 16)), rtol=1e-5, atol=1e-6
+    )
