@@ -214,6 +214,25 @@ def add_doctor(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_plan(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the planner."""
+    add_recipe(parser)
+    parser.add_argument("--gpus", metavar="N", type=positive, required=True, help="GPUs of each host")
+    parser.add_argument(
+        "--gpu-memory", metavar="GB", type=positive_number, required=True, help="of each GPU, in 10^9 bytes"
+    )
+    parser.add_argument("--nodes", metavar="M", type=positive, default=1, help="hosts (default 1)")
+    parser.add_argument("--output", metavar="DIR", type=local_path, help="folder for results.json")
+
+
+def positive_number(text: str) -> float:
+    """An argument type: a number above 0."""
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return number
+
+
 def positive(text: str) -> int:
     """An argument type: a whole number of at least 1."""
     number = int(text)

@@ -39,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_shards(commands)
     _add_runs(commands)
     _add_adapter(commands)
+    _add_plan(commands)
     _add_doctor(commands)
     _add_config(commands)
     return parser
@@ -188,6 +189,29 @@ def _verify(chosen: argparse.Namespace, argv: list[str]) -> object:
     from aurora_ds.verify import run as verify
 
     return verify(chosen.folders, chosen.output)
+
+
+# plan ----------------------------------------------------------------------------------------------------------------
+
+
+def _add_plan(commands) -> None:
+    plan = arguments.command(
+        commands,
+        "plan",
+        _plan,
+        "memory per GPU and bytes sent per step under every DeepSpeed setting, and which setting to take",
+        "aurora-ds plan retrieval_coco train.precision=bf16 --gpus 8 --gpu-memory 24\n"
+        "on 4 hosts, the whole backbone trained, written to runs/plan/results.json:\n"
+        "  aurora-ds plan vqa train.method=full --gpus 8 --nodes 4 --gpu-memory 80 --output runs/plan\n"
+        "Nothing is read or computed but the recipe: checkpoint, shards and GPUs need not be there.",
+    )
+    arguments.add_plan(plan)
+
+
+def _plan(chosen: argparse.Namespace, argv: list[str]) -> object:
+    from aurora_ds.plan.run import run as plan
+
+    return plan(chosen.recipe, chosen.overrides, chosen.gpus, chosen.gpu_memory, chosen.nodes, chosen.output)
 
 
 # doctor --------------------------------------------------------------------------------------------------------------

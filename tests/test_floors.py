@@ -29,7 +29,7 @@ FLOORS = [
     ["tasks", "runtime"],
     [
         *("wiring", "assemble", "report", "train", "evaluate", "verify", "export", "predict", "trained"),
-        *("multinode", "doctor"),
+        *("multinode", "doctor", "plan"),
     ],
     ["quickstart", "cli", "cli_shards", "__main__", "__init__"],
 ]

@@ -1,0 +1,213 @@
+"""`aurora-ds plan`: what a recipe needs per GPU and sends per step under every DeepSpeed setting, and which to take."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from aurora_ds.config import RunConfig
+from aurora_ds.errors import AuroraError
+from aurora_ds.plan.memory import Memory, memory
+from aurora_ds.plan.task import batch, build
+from aurora_ds.plan.trace import Shapes, Trace, trace_step
+from aurora_ds.plan.traffic import Traffic, traffic
+from aurora_ds.plan.variants import VARIANTS, Variant
+from aurora_ds.recipe import load_config
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+RESERVE = 0.92  # of a GPU's memory: the allocator's fragments and what others hold
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting, with activation checkpointing or without. `obstacle`: why it cannot run, or empty."""
+
+    variant: Variant
+    checkpointing: bool
+    memory: Memory
+    traffic: Traffic
+    obstacle: str = ""
+
+    def fits(self, gpu_bytes: float) -> bool:
+        return not self.obstacle and self.memory.peak <= RESERVE * gpu_bytes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every setting for one run. `micro_batch`: samples of a rank at once."""
+
+    rows: tuple[Row, ...]
+    traces: dict[bool, Trace]  # by activation checkpointing
+    config: RunConfig
+    ranks: int
+    micro_batch: int
+    gpu_bytes: float
+
+    @property
+    def recommended(self) -> Row | None:
+        """The first that fits: no checkpointing before checkpointing, and in either the order of VARIANTS."""
+        return next((row for row in self.rows if row.fits(self.gpu_bytes)), None)
+
+
+def make_plan(
+    config: RunConfig, gpus: int, gpu_bytes: float, nodes: int = 1, device: Literal["cuda", "cpu"] = "cuda"
+) -> Plan:
+    """The plan of a run on `nodes` hosts with `gpus` GPUs each. Raises AuroraError for a recipe that cannot run so."""
+    ranks, train = gpus * nodes, config.train
+    per_step = ranks * train.accumulation
+    if train.global_batch_size % per_step:
+        raise AuroraError(
+            f"train.global_batch_size is {train.global_batch_size}, which {ranks} ranks with train.accumulation "
+            f"{train.accumulation} cannot share equally. Plan with a multiple of {per_step}, or other GPUs."
+        )
+    if config.task == "caption" and config.caption.objective == "self_critical":
+        raise AuroraError(
+            "`aurora-ds plan` follows one forward and backward, but a self-critical step also writes captions, whose "
+            "length nobody knows before. Plan with caption.objective=likelihood and a global batch size that is "
+            f"caption.self_critical.samples ({config.caption.self_critical.samples}) times as large: that is more than "
+            "it will need."
+        )
+    rows, traces = [], {}
+    micro_batch = train.global_batch_size // per_step
+    for checkpointing in (False, True):
+        traces[checkpointing] = trace = follow(config, micro_batch, ranks, checkpointing, device)
+        for variant in VARIANTS:
+            if variant.hpz and nodes == 1:
+                continue  # there a second copy within the host saves nothing
+            rows.append(
+                Row(
+                    variant,
+                    checkpointing,
+                    memory(trace, variant, ranks, train.precision, device, train.accumulation, gpus),
+                    traffic(trace, variant, ranks, train.precision, train.accumulation, gpus),
+                    _obstacle(config, variant),
+                )
+            )
+    return Plan(tuple(rows), traces, config, ranks, micro_batch, gpu_bytes)
+
+
+def follow(config: RunConfig, micro_batch: int, ranks: int, checkpointing: bool, device: str) -> Trace:
+    """One traced step of `config`."""
+    config = config.model_copy(deep=True)
+    config.backbone.activation_checkpointing = checkpointing
+    shapes, dtype = Shapes(), _DTYPES[config.train.precision]
+    assembled = build(config, dtype, shapes)
+    return trace_step(assembled, lambda: batch(assembled, micro_batch, dtype), shapes, ranks, device)
+
+
+def _obstacle(config: RunConfig, variant: Variant) -> str:
+    if variant.stage == 0 and config.train.precision == "fp16":
+        return "fp16 needs a stage of 1 or more"
+    if variant.stage == 3 and config.task == "retrieval" and config.retrieval.momentum_model == "twin":
+        return "a momentum twin needs whole weights"
+    return ""
+
+
+def reason(plan: Plan) -> str:
+    """The recommendation in a sentence. Raises AuroraError when nothing fits."""
+    chosen, room = plan.recommended, plan.gpu_bytes * RESERVE
+    if chosen is None:
+        able = [row for row in plan.rows if not row.obstacle]
+        least = min(able, key=lambda row: row.memory.peak)
+        raise AuroraError(
+            f"Nothing fits into {plan.gpu_bytes / GB:.0f} GB: the least is {least.memory.peak / GB:.1f} GB, with "
+            f"{least.variant.file}{' and activation checkpointing' if least.checkpointing else ''}, of which "
+            f"{least.memory.activations / GB:.1f} GB are activations of {plan.micro_batch} samples. Raise "
+            "train.accumulation (the same step in smaller parts), use train.precision=bf16, fewer frames or smaller "
+            "images, or more GPUs."
+        )
+    words = [f"needs {chosen.memory.peak / GB:.1f} of {room / GB:.1f} GB"]
+    if chosen.variant.stage == 0 and plan.config.train.method != "full":
+        share = plan.traces[False].trained
+        words.append(
+            f"gradients and optimizer are of {share:,} numbers only, so that cutting them saves nothing"
+        )
+    simpler = plan.rows[: plan.rows.index(chosen)]
+    if simpler and all(not row.fits(plan.gpu_bytes) for row in simpler):
+        closest = min(simpler, key=lambda row: row.memory.peak if not row.obstacle else float("inf"))
+        if not closest.obstacle:
+            words.append(f"the simpler ones need {closest.memory.peak / GB:.1f} GB or more")
+    sent = chosen.traffic
+    words.append(
+        f"a rank sends {sent.total / 1e6:.1f} MB a step, {sent.gradients / 1e6:.1f} MB of it gradients"
+    )
+    settings = " backbone.activation_checkpointing=true" if chosen.checkpointing else ""
+    return f"Take --deepspeed-config {chosen.variant.file}{settings}: {'; '.join(words)}."
+
+
+def record(plan: Plan) -> dict[str, Any]:
+    """The plan for results.json."""
+    trace, chosen = plan.traces[False], plan.recommended
+    return {
+        "task": plan.config.task,
+        "method": plan.config.train.method,
+        "precision": plan.config.train.precision,
+        "ranks": plan.ranks,
+        "micro_batch": plan.micro_batch,
+        "gpu_memory": plan.gpu_bytes,
+        "parameters": trace.total,
+        "trained": trace.trained,
+        "recommended": None
+        if chosen is None
+        else {"deepspeed_config": chosen.variant.file, "activation_checkpointing": chosen.checkpointing},
+        "settings": [
+            {
+                "deepspeed_config": row.variant.file,
+                "activation_checkpointing": row.checkpointing,
+                "fits": row.fits(plan.gpu_bytes),
+                "obstacle": row.obstacle,
+                "memory": row.memory.record(),
+                "sent_per_step": row.traffic.record(),
+            }
+            for row in plan.rows
+        ],
+    }
+
+
+def print_plan(plan: Plan) -> None:
+    """One table: a row for each setting; gigabytes, and megabytes sent a step."""
+    from rich.console import Console
+    from rich.table import Table
+
+    config, trace = plan.config, plan.traces[False]
+    title = (
+        f"{config.task}, {config.train.method}, {config.train.precision}: {trace.trained:,} of {trace.total:,} numbers "
+        f"trained; {plan.ranks} ranks, {plan.micro_batch} samples each"
+    )
+    table = Table(title=title, title_justify="left", title_style="")
+    for heading in ("setting", "recompute", "weights", "optimizer", "beside", "activations", "gathered"):
+        table.add_column(heading, justify="left" if heading in ("setting", "recompute") else "right")
+    for heading in ("GB a GPU", "host GB", "disk GB", "MB sent a step", ""):
+        table.add_column(heading, justify="right" if heading else "left")
+    for row in plan.rows:
+        held = row.memory
+        parts = (held.weights, held.optimizer, held.beside, held.activations, held.gathered, held.peak)
+        verdict = row.obstacle or ("fits" if row.fits(plan.gpu_bytes) else "too large")
+        table.add_row(
+            row.variant.name,
+            "yes" if row.checkpointing else "no",
+            *(f"{value / GB:.2f}" for value in parts),
+            *(f"{value / GB:.2f}" if value else "" for value in (held.host, held.disk)),
+            f"{row.traffic.total / 1e6:,.1f}",
+            verdict,
+        )
+    Console().print(table)
+
+
+def run(
+    recipe: str, overrides: Sequence[str], gpus: int, gpu_memory: float, nodes: int, output: Path | None
+) -> int:
+    """The command. `gpu_memory` in 10^9 bytes. Raises AuroraError, also when nothing fits."""
+    plan = make_plan(load_config(recipe, list(overrides)), gpus, gpu_memory * GB, nodes)
+    print_plan(plan)
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "results.json").write_text(json.dumps(record(plan), indent=1) + "\n", encoding="utf-8")
+    print(reason(plan))
+    return 0
