@@ -138,9 +138,15 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         action="append",
         default=[],
-        help="a question, a statement, or a text to compare with; may be repeated, and each is put to each medium",
+        help="a question, a statement, a phrase that means a thing, or a text to compare with; may be repeated, and each "
+        "is put to each medium",
     )
-    parser.add_argument("--output", metavar="DIR", type=Path, help="folder for results.json")
+    parser.add_argument(
+        "--output",
+        metavar="DIR",
+        type=Path,
+        help="folder for results.json, and for photos with the boxes of grounding drawn in",
+    )
     parser.add_argument("--json", action="store_true", help="print the record as JSON in place of the table")
 
 
