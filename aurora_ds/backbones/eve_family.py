@@ -54,6 +54,9 @@ class EveFamily(Family):
             if name == "backbone.mask_embed_vision" and not config.eve.mask_embedding:
                 continue
             result.online[name] = tensor
+        trained = result.online.pop("temp", None)  # how a fully fine-tuned model of ours names it
+        if trained is not None and "itc_temp" in self._without_trunk(config):
+            result.online["itc_temp"] = trained.reshape(())
         return result
 
     def _without_trunk(self, config: BackboneConfig) -> dict[str, Tensor]:

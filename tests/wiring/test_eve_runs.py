@@ -71,11 +71,14 @@ def test_a_run_ends_with_results_and_comes_back(recipes, task: str, method: str,
     config = config_of(recipes, task, f"train.method={method}")
     record = train.run(config, tmp_path / "run")
     assert record["metrics"] and all(value == value for value in record["metrics"].values())
-    if method == "aurora":
+    if method == "full":
+        config.backbone.checkpoint = str(tmp_path / "run" / "adapter" / "backbone.safetensors")
+        again = build_task(config)
+    else:
         again = load_trained(config, str(tmp_path / "run" / "adapter"))
-        again.task.eval()
-        found = again.wiring.evaluate(task_forward(again), again.tokenizer)
-        assert found.metrics == pytest.approx(record["metrics"])
+    again.task.eval()
+    found = again.wiring.evaluate(task_forward(again), again.tokenizer)
+    assert found.metrics == pytest.approx(record["metrics"])
 
 
 def batch_of(built, task: str) -> dict[str, torch.Tensor]:
