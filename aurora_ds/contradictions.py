@@ -58,6 +58,10 @@ def _mplug_rules(backbone: BackboneConfig) -> list[tuple[bool, str]]:
             f"backbone.mplug.fusion_layers ({fusion}) must not exceed backbone.text.depth ({backbone.text.depth}), "
             "whose last layers they are",
         ),
+        (
+            backbone.checkpoint is None or (backbone.mplug.clip, backbone.mplug.bert) == (None, None),
+            "backbone.mplug.clip and .bert are what a model without backbone.checkpoint begins with: set either",
+        ),
         _multiple("backbone.mplug.fusion_layers", fusion, "backbone.mplug.stride", stride),
     ]
 

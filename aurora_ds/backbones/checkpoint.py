@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from aurora_ds.backbones import transformers_format
@@ -28,6 +25,7 @@ from aurora_ds.backbones.published import (
     split_published,
     to_published,
 )
+from aurora_ds.backbones.tensor_files import read_tensors, weights_file
 from aurora_ds.config import BackboneConfig
 from aurora_ds.errors import AuroraError
 
@@ -74,7 +72,7 @@ def load_backbone(config: BackboneConfig, dtype: torch.dtype = torch.float32) ->
         model = _with_dtype(model, dtype)
         return LoadedBackbone(model, None, None, {}, _fingerprint(model), name)
     path = resolve_checkpoint(config.checkpoint)
-    file = transformers_format.weights_file(path) if path.is_dir() else path
+    file = weights_file(path) if path.is_dir() else path
     state = read_tensors(file)
     if path.is_dir():
         state = family.from_folder(path, config, state)
@@ -124,32 +122,6 @@ def resolve_checkpoint(checkpoint: str) -> Path:
             f"{', '.join(BUILT_IN)}."
         )
     return path
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a `.safetensors` or PyTorch file (the dict itself, or the one under its key `model` or
-    `module`), by name."""
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with path.open("rb") as stream:
-            is_zip = stream.read(2) == b"PK"  # the format before PyTorch 1.6 cannot be mapped into memory
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise AuroraError(
-            f"{path} cannot be read as tensors ({reason[:200]}). It may be cut off, no checkpoint at all, or "
-            "hold Python objects, which are never loaded. Fetch it again, or store its tensors alone."
-        ) from error
-    for key in ("module", "model"):
-        content = content.get(key, content) if isinstance(content, dict) else content
-    tensors = {n: t for n, t in content.items() if isinstance(t, Tensor)} if isinstance(content, dict) else {}
-    if not tensors:
-        raise AuroraError(
-            f"{path} holds no named tensors. A published checkpoint is a dict of tensors, or has one under "
-            "the key 'model' or 'module'."
-        )
-    return tensors
 
 
 def _check_architecture(

@@ -10,11 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from aurora_ds.backbones.blip import INITIAL_TEMPERATURE
 from aurora_ds.backbones.family import Family
 from aurora_ds.backbones.mplug import MplugCaption, MplugGrounding, MplugRetrieval, MplugVqa
+from aurora_ds.backbones.mplug_start import begin
 from aurora_ds.backbones.mplug_text import connected_layers
 from aurora_ds.backbones.published import QUEUES, PublishedTensors, untied
 from aurora_ds.backbones.shapes import Shapes
@@ -59,6 +60,11 @@ class MplugFamily(Family):
         "May be there without being used: CLIP's text tower, layers of the fusion encoder before its last "
         "backbone.mplug.fusion_layers, parts of other heads, and momentum weights and queues unless they are asked for."
     )
+
+    def start(self, config: BackboneConfig) -> tuple[nn.Module, str]:
+        """See mplug_start."""
+        model = self.new_model(config)
+        return model, begin(model, config)
 
     def sort(self, state: Mapping[str, Tensor], config: BackboneConfig) -> PublishedTensors:
         """Names of every published nesting as those of the modules."""

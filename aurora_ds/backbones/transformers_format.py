@@ -88,17 +88,6 @@ def from_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def weights_file(folder: Path) -> Path:
-    """The one file with the tensors. Raises AuroraError when there is none."""
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        if (folder / name).is_file():
-            return folder / name
-    raise AuroraError(
-        f"{folder} has neither model.safetensors nor pytorch_model.bin; a transformers-format checkpoint "
-        "holds one of them."
-    )
-
-
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json of the directory, checked to be BLIP's."""
     path = folder / "config.json"

@@ -23,6 +23,13 @@ class MplugConfig(Section):
         3,
         description="each layer of the fusion encoder whose number this divides, but the first, joins image and text",
     )
+    clip: str | None = Field(
+        None,
+        description="without backbone.checkpoint: OpenAI's CLIP file that the vision transformer begins with",
+    )
+    bert: str | None = Field(
+        None, description="the same for bert-base-uncased, its file or directory, and the text's parts"
+    )
     vision_attention_dropout: float = Field(
         0.1, ge=0, lt=1, description="of the vision transformer; the published value cannot be set there"
     )

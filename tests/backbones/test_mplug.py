@@ -289,3 +289,94 @@ def test_frames_cannot_be_weighed():
 def test_texts_begin_as_bert_s_do():
     text = BackboneConfig(name="mplug").text
     assert (text.vocab_size, text.bos_id, text.enc_id, text.token_types) == (30522, 101, 101, 2)
+
+
+# ---- a start from CLIP and BERT ------------------------------------------------------------------
+
+
+class Scripted(nn.Module):
+    """A TorchScript archive with the names of OpenAI's: a vision transformer, a projection, part of the text's."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
+        super().__init__()
+        for name, tensor in tensors.items():
+            owner = self
+            *path, leaf = name.split(".")
+            for part in path:
+                if not hasattr(owner, part):
+                    owner.add_module(part, nn.Module())
+                owner = getattr(owner, part)
+            owner.register_parameter(leaf, nn.Parameter(tensor, requires_grad=False))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def clip_tensors() -> dict[str, torch.Tensor]:
+    visual = {
+        name.removeprefix("visual_encoder."): tensor.half()
+        for name, tensor in to_published(random_model(seed=7)).items()
+        if name.startswith("visual_encoder.visual.")
+    }
+    return visual | {"visual.proj": torch.zeros(48, 20), "token_embedding.weight": torch.zeros(7, 16)}
+
+
+def bert_tensors() -> dict[str, torch.Tensor]:
+    """Four layers, as old files name them."""
+    decoder = random_model(seed=8, mplug=TINY["mplug"] | {"decoder_layers": 4})
+    found = {}
+    for name, tensor in to_published(decoder).items():
+        if name.startswith("text_decoder.") and ".crossattention." not in name:
+            name = name.removeprefix("text_decoder.")
+            name = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+                "LayerNorm.bias", "LayerNorm.beta"
+            )
+            found[name] = tensor.clone()
+    return found | {"bert.pooler.dense.weight": torch.zeros(32, 32)}
+
+
+@pytest.mark.parametrize("scripted", [True, False])
+def test_a_start_from_clip_and_bert(tmp_path: Path, scripted):
+    clip, bert = clip_tensors(), bert_tensors()
+    if scripted:
+        torch.jit.script(Scripted(clip)).save(str(tmp_path / "clip.pt"))
+    else:
+        torch.save(clip, tmp_path / "clip.pt")
+    torch.save(bert, tmp_path / "bert.bin")
+    files = {"clip": str(tmp_path / "clip.pt"), "bert": str(tmp_path / "bert.bin")}
+    torch.manual_seed(0)
+    loaded = load_backbone(config_of("vqa", mplug=TINY["mplug"] | files))
+    assert loaded.name == "mplug (clip.pt and bert.bin)"
+    model = to_published(loaded.model)
+    for name, tensor in clip.items():
+        if name.startswith("visual.") and name != "visual.proj":
+            assert torch.equal(model[f"visual_encoder.{name}"], tensor.float()), name
+    layer = "encoder.layer.{}.output.dense.weight"
+    assert torch.equal(model["text_encoder." + layer.format(1)], bert["bert." + layer.format(1)])
+    assert torch.equal(model["fusion_encoder." + layer.format(3)], bert["bert." + layer.format(3)])
+    assert torch.equal(model["text_decoder.bert." + layer.format(0)], bert["bert." + layer.format(0)])
+    norm = "embeddings.LayerNorm.bias"
+    assert torch.equal(model[f"text_encoder.{norm}"], bert["bert.embeddings.LayerNorm.beta"])
+    assert torch.equal(model["text_decoder.cls.predictions.bias"], bert["cls.predictions.bias"])
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "said"),
+    [
+        ("clip", lambda t: t.pop("visual.ln_pre.bias"), "Missing tensors: visual_encoder.visual.ln_pre.bias"),
+        ("clip", lambda t: [t.pop(n) for n in list(t) if n.startswith("visual.")], "no tensors named visual"),
+        ("bert", lambda t: t.pop("bert.encoder.layer.3.output.dense.bias"), "fusion_encoder.encoder.layer.3"),
+        ("bert", lambda t: t.pop("bert.embeddings.word_embeddings.weight"), "no embeddings.word_embeddings"),
+    ],
+)
+def test_a_start_from_what_does_not_fit(tmp_path: Path, key, change, said):
+    tensors = {"clip": clip_tensors, "bert": bert_tensors}[key]()
+    change(tensors)
+    torch.save(tensors, tmp_path / "file.pt")
+    with pytest.raises(AuroraError, match=said):
+        load_backbone(config_of("vqa", mplug=TINY["mplug"] | {key: str(tmp_path / "file.pt")}))
+
+
+def test_a_start_from_a_file_that_is_not_there():
+    with pytest.raises(AuroraError, match="no such file"):
+        load_backbone(config_of("vqa", mplug=TINY["mplug"] | {"clip": "/nowhere/ViT-B-16.pt"}))
