@@ -138,8 +138,8 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         action="append",
         default=[],
-        help="a question, a statement, a phrase that means a thing, or a text to compare with; may be repeated, and each "
-        "is put to each medium",
+        help="a question, a statement, a phrase that means a thing, or a text to compare with; may be repeated, and "
+        "each is put to each medium",
     )
     parser.add_argument(
         "--output",
