@@ -31,7 +31,7 @@ class Ranks:
     logs: list[Path]
     ended: list[int] = field(default_factory=list)
 
-    def wait(self, timeout: float = 240) -> list[int]:
+    def wait(self, timeout: float = 600) -> list[int]:
         """Exit statuses, when all have ended."""
         self.ended = [process.wait(timeout) for process in self.processes]
         return self.ended
