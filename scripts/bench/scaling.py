@@ -1,10 +1,10 @@
 """Predicted efficiency of training from 1 to 1,024 GPUs: a model over what was measured, with every assumption a number
 that can be changed.
 
-Measured here: operations of a step (counted), what the loop adds on the host and a checkpoint (overhead.json), bytes of
-the exchanged tensors (their sizes; bytes.json confirms them on two ranks), the loader's processor time per image
-(loader.json), and the host's plan of the exchange of negatives, timed at every number of ranks. Not measured, since no
-GPU was at hand: how fast a GPU computes and how fast a network carries. Those are in `Assumed`.
+Measured here: operations of a step (counted), a checkpoint (overhead.json), bytes of the exchanged tensors (their
+sizes), the loader's processor time per image (loader.json), and the host's plan of the exchange of negatives, timed at
+every number of ranks. Not measured, since no GPU was at hand: how fast a GPU computes and how fast a network carries.
+Those are in `Assumed`.
 
     python scripts/bench/scaling.py [--set inter_gigabytes=12.5] [--set batch=16] …   the tables and the figure
     python scripts/bench/scaling.py --count                                           count the operations anew
@@ -38,6 +38,7 @@ class Assumed:
     batch: int = 32  # pairs per GPU; the global batch grows with the GPUs
     tera_operations: float = 312.0  # of the GPU, dense, bf16
     utilization: float = 0.40  # share of it that a step reaches
+    host_milliseconds: float = 5.0  # of a step in which the GPU waits for Python: update, checks, starts
     gpus_per_host: int = 8
     intra_gigabytes: float = 200.0  # per second and GPU, between GPUs of one host
     inter_gigabytes: float = 20.0  # per second and GPU, between hosts
@@ -63,7 +64,6 @@ class Measured:
     token_bytes: float  # of one image's tokens, at the model's precision
     feature_bytes: float  # of one pair's contrastive features
     plan_seconds: dict[str, float]  # by number of ranks, both exchanges
-    host_seconds: float  # what the loop adds to a step
     checkpoint_seconds: float
     image_core_seconds: float
 
@@ -80,7 +80,6 @@ def measured(batch: int) -> Measured:
     counted, overhead, loader = read(OPERATIONS), read("overhead"), read("loader")
     runs = overhead["runs"]
     saved = median([seconds for run in runs for seconds in run["clocks"]["checkpoint"]["processor"]])
-    parts = [run["parts"] for run in runs]
     images = [run["processor_ms_per_image"] for run in loader["runs"]["loader"]]
     tokens = (counted["image"] // 16) ** 2 + 1
     return Measured(
@@ -89,7 +88,6 @@ def measured(batch: int) -> Measured:
         token_bytes=2.0 * tokens * WIDTH,
         feature_bytes=4.0 * 4 * EMBEDDING,
         plan_seconds={str(gpus): exchange_plan_seconds(gpus, batch) for gpus in GPUS},
-        host_seconds=median([each["time/other"] + each["time/optimizer"] for each in parts]),
         checkpoint_seconds=saved,
         image_core_seconds=median(images) / 1e3,
     )
@@ -172,13 +170,14 @@ def predict(gpus: int, measured: Measured, assumed: Assumed) -> Step:
     straggler = compute * assumed.deviation * slowest
     gradients = all_reduce(measured.gradient_bytes)
     features = all_gather(batch * measured.feature_bytes) + all_gather(8.0 * batch)
-    spent = compute + measured.host_seconds + gradients + features + negatives + agreements + straggler
+    host = 1e-3 * assumed.host_milliseconds
+    spent = compute + host + gradients + features + negatives + agreements + straggler
     loading = batch * measured.image_core_seconds * assumed.image_scale / assumed.cores_per_gpu
     uneven = math.ceil(assumed.evaluation_items / gpus) / (assumed.evaluation_items / gpus)
     return Step(
         gpus,
         compute,
-        measured.host_seconds,
+        host,
         gradients,
         features,
         negatives,
@@ -228,6 +227,7 @@ def sensitivity(measured: Measured, assumed: Assumed) -> str:
         "inter_microseconds": 2.0,
         "peer_microseconds": 2.0,
         "deviation": 2.0,
+        "host_milliseconds": 2.0,
         "utilization": 2.0,
         "batch": 0.5,
         "cores_per_gpu": 0.5,
@@ -326,7 +326,7 @@ def report(steps: list[Step], measured: Measured, assumed: Assumed) -> str:
         + sensitivity(measured, assumed)
         + f"\n\nMeasured: {measured.operations_per_pair / 1e9:.0f} giga-operations a pair, "
         f"{measured.gradient_bytes / 1e6:.2f} MB of gradients, {measured.token_bytes / 1e3:.0f} kB of tokens an image, "
-        f"{1e3 * measured.host_seconds:.1f} ms of host time a step, {1e3 * measured.checkpoint_seconds:.0f} ms a "
+        f"{1e3 * measured.checkpoint_seconds:.0f} ms a "
         f"checkpoint, {1e3 * measured.image_core_seconds:.2f} ms of one core an image, the plan of the exchange on "
         f"1,024 ranks {1e3 * measured.plan_seconds['1024']:.2f} ms.\n\nAssumed: {assumptions}.\n\n"
         + facts_line(machine_facts(1))

@@ -13,7 +13,6 @@ MEASURED = scaling.Measured(
     token_bytes=1e6,
     feature_bytes=4096.0,
     plan_seconds={str(gpus): 0.0 for gpus in scaling.GPUS},
-    host_seconds=0.001,
     checkpoint_seconds=0.0,
     image_core_seconds=0.004,
 )
