@@ -100,7 +100,7 @@ def merged(trained: Trained, config: RunConfig, backbone: str | Path | None) -> 
         provenance(trained, assembled),
         probe.outputs(task.model, task.context.evaluation_term() if head == "retrieval" else None),
     )
-    if head in ("vqa", "caption"):
+    if head in ("vqa", "caption") and hasattr(task.model, "text_decoder"):
         found.begin = torch.tensor([text.bos_id]) if head == "vqa" else task.prompt
         found.written = probe.greedy(task.model, found.begin, task.options.generation)
     merge(assembled)

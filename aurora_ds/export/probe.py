@@ -83,7 +83,20 @@ def _nlvr(model: nn.Module, config: BackboneConfig, given: MadeUp, term: Tensor 
     return {"statement logits": NlvrTask(model, None, config.text).logits(batch)}
 
 
-_OUTPUTS = {"retrieval": _retrieval, "vqa": _vqa, "caption": _caption, "nlvr": _nlvr}
+def _grounding(
+    model: nn.Module, config: BackboneConfig, given: MadeUp, term: Tensor | None
+) -> dict[str, Tensor]:
+    states, _ = model.read(given.ids, given.mask, model.image_tokens(given.images))
+    return {"phrase states": states, "box logits": _next_words(model, config, given, states)}
+
+
+_OUTPUTS = {
+    "retrieval": _retrieval,
+    "vqa": _vqa,
+    "caption": _caption,
+    "nlvr": _nlvr,
+    "grounding": _grounding,
+}
 
 
 def _questions(model: nn.Module, given: MadeUp) -> Tensor:
