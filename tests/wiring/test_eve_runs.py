@@ -15,6 +15,7 @@ from aurora_ds.config import RunConfig
 from aurora_ds.contradictions import contradictions
 from aurora_ds.errors import AuroraError
 from aurora_ds.evaluate import task_forward
+from aurora_ds.export import folder
 from aurora_ds.recipe import load_config
 
 OPTIONS = {
@@ -157,3 +158,21 @@ def test_contradictions_are_named(recipes, task: str, overrides: list[str], said
         found = contradictions(load_config(str(recipes[task]), overrides))
         raise AuroraError("; ".join(found))
     assert said in str(refused.value)
+
+
+@pytest.mark.parametrize("task", list(OPTIONS))
+def test_adapters_are_exported_and_predict(recipes, task: str, tmp_path: Path) -> None:
+    train.run(config_of(recipes, task, "train.method=aurora"), tmp_path / "run")
+    folder.run(
+        tmp_path / "run", "merged", tmp_path / "merged"
+    )  # computes what the attached model does, or raises
+    answers = recipes["vqa"].parent / "asked" / "answer_list.json"
+    overrides = [f"vqa.answer_list={answers}"] if task == "vqa" else []
+    built = build_task(load_config(str(tmp_path / "merged" / "recipe.yaml"), overrides))
+    built.task.eval()
+    pair = (2,) if task == "nlvr" else ()
+    media = torch.randn(2, *pair, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    said = built.wiring.predict(task_forward(built), built.tokenizer, media, ["a red boat", "a dog"])
+    assert len(said) == 2
+    with pytest.raises(AuroraError, match="transformers has no model for backbone.name=eve"):
+        folder.run(tmp_path / "run", "transformers", tmp_path / "other")
