@@ -26,6 +26,7 @@ COMMANDS = [
     ["export"],
     ["verify"],
     ["doctor"],
+    ["plan"],
     ["config", "show"],
     ["config", "list"],
 ]
