@@ -1,5 +1,5 @@
-"""Text rules of BLIP (arXiv 2201.12086, released code) and EVE (AAAI 2024, released code): captions and questions
-before tokenisation."""
+"""Text rules of BLIP (arXiv 2201.12086), mPLUG (EMNLP 2022) and EVE (AAAI 2024), as their released code has them:
+captions and questions before tokenisation."""
 
 from __future__ import annotations
 
@@ -26,11 +26,16 @@ def pre_question(question: str, max_words: int = 50) -> str:
     return _first_words(_PUNCTUATION.sub("", question.lower()).rstrip(" "), max_words)
 
 
-def eve_caption(caption: str, max_words: int = 30) -> str:
-    """EVE: lower case, `,.'!?"()*#:;~` and backquotes removed, `-` and `/` to spaces, "<person>" to "person", runs of
-    white space to one space, trimmed, at most `max_words` words."""
-    text = _without_eve_punctuation(caption).replace("`", "").replace("<person>", "person")
+def mplug_caption(caption: str, max_words: int = 30) -> str:
+    """mPLUG: lower case, `,.'!?"()*#:;~` removed, `-` and `/` to spaces, "<person>" to "person", runs of white space to
+    one space, trimmed, at most `max_words` words."""
+    text = _without_eve_punctuation(caption).replace("<person>", "person")
     return _first_words(_SPACE_RUN.sub(" ", text).rstrip("\n").strip(" "), max_words)
+
+
+def eve_caption(caption: str, max_words: int = 30) -> str:
+    """EVE: backquotes removed, and the rest as mPLUG."""
+    return mplug_caption(caption.replace("`", ""), max_words)
 
 
 def eve_question(question: str, max_words: int = 30) -> str:
@@ -41,7 +46,7 @@ def eve_question(question: str, max_words: int = 30) -> str:
 
 def caption_rule(backbone: str) -> Callable[[str, int], str]:
     """What cleans captions and statements for a family of backbones."""
-    return eve_caption if backbone == "eve" else pre_caption
+    return {"eve": eve_caption, "mplug": mplug_caption}.get(backbone, pre_caption)
 
 
 def _without_eve_punctuation(text: str) -> str:

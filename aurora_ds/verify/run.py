@@ -21,6 +21,7 @@ from aurora_ds.verify import (
     mplug_files,
     mplug_grounding,
     mplug_retrieval,
+    mplug_texts,
     rules,
 )
 from aurora_ds.verify.golden import Check, Golden
@@ -37,7 +38,7 @@ def check_folder(path: Path) -> list[Check]:
         return rules.text_rules(json.loads((path / "vectors.json").read_text(encoding="utf-8")))
     if not path.is_dir():
         raise AuroraError(f"{path} is no folder. Give golden folders, or a schedules.json.")
-    for of_folder in (eve_rules.checks_of, mplug_files.checks_of):
+    for of_folder in (eve_rules.checks_of, mplug_files.checks_of, mplug_texts.checks_of):
         recorded = of_folder(path)
         if recorded is not None:
             return recorded

@@ -33,6 +33,7 @@ def test_everything_recorded_is_within_tolerance(case, count, capsys):
         "g1_video_retrieval",
         "g2_videoqa_rank",
         "g3_videocap_prompt",
+        "h_text_and_data",
         pytest.param("i_key_layout", marks=pytest.mark.slow),
     ],
 )

@@ -1,0 +1,104 @@
+"""Recorded rules of mPLUG that need no model: texts, word pieces, learning rates of its configuration files.
+
+Its tokenizer ends no single text, and ours ends every text with [SEP]: what is compared is what stands before the end.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from aurora_ds.backbones.tokenizer import Tokenizer
+from aurora_ds.data.text import eve_question, mplug_caption
+from aurora_ds.errors import AuroraError
+from aurora_ds.runtime.schedule import cosine_lr_schedule, warmup_lr_schedule
+from aurora_ds.verify.golden import Check
+
+NOT_HERE = {
+    "coco_caption_dataset": "records of its annotation files; shards hold their own",
+    "retrieval_dataset": "records of its annotation files; shards hold their own",
+    "vqa_dataset": "records of its annotation files; shards hold their own",
+    "video_frame_indices": "whole steps that never reach a clip's end; ours do",
+    "vqa_label_metric": "a metric of its training loop; ours is VQA's official one",
+    "vqa_metric": "VQA's official metric, which the recorded cases of metrics compare",
+    "grounding_boxes": "compared by the tests of boxes",
+    "grounding_query": "compared by the tests of boxes",
+    "grounding_transforms": "compared by the tests of placement",
+}
+ABOVE = "begins above its own maximum, as published for lr2; ours begins at the maximum"
+
+
+def checks_of(folder: Path) -> list[Check] | None:
+    """All checks of a folder of this kind; None for another. Raises AuroraError when it cannot be read."""
+    if not (folder / "lr_schedules.json").is_file() or not (folder / "vocab.txt").is_file():
+        return None
+    checks: list[Check] = []
+    for path in sorted(folder.glob("*.json")):
+        record = _json(path)
+        if path.stem in ("pre_caption", "pre_question"):
+            rule = {"pre_caption": mplug_caption, "pre_question": eve_question}[path.stem]
+            for number, each in enumerate(record):
+                same = rule(each["input"], each["max_words"]) == each["output"]
+                checks.append(_exact(f"{path.stem} {number}", same))
+        elif path.stem == "tokenizer":
+            checks += _pieces(record, Tokenizer(folder / "vocab.txt", plain=True))
+        elif path.stem == "lr_schedules":
+            checks += _rates(record)
+        else:
+            note = NOT_HERE.get(path.stem, "nothing computes it here")
+            checks.append(Check(path.stem, 0.0, 0.0, "-", path.stem in NOT_HERE, note))
+    return checks
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise AuroraError(f"{path} cannot be read ({error}).") from error
+
+
+def _exact(name: str, same: bool) -> Check:
+    return Check(name, float(not same), float(not same), "exact", same)
+
+
+def _pieces(record: dict[str, Any], tokenizer: Tokenizer) -> Iterator[Check]:
+    for kind in ("single", "truncated"):
+        for number, each in enumerate(record[kind]):
+            most = each.get("max_length", len(each["input_ids"])) + 1
+            own = tokenizer.encode([each["text"]], most)[0][0, :-1].tolist()
+            yield _exact(f"{kind} {number}", own == each["input_ids"])
+    batch = record["batch_longest"]
+    ids, mask = tokenizer.encode(batch["texts"], len(batch["input_ids"][0]) + 1)
+    for row, wanted in enumerate(batch["input_ids"]):
+        length = int(mask[row].sum()) - 1
+        yield _exact(f"batch {row}", ids[row, :length].tolist() + [0] * (len(wanted) - length) == wanted)
+
+
+def _rates(record: dict[str, Any]) -> Iterator[Check]:
+    for name, each in record.items():
+        schedule = each["schedular"]
+        starts = each["optimizer"]["lr1"], each["optimizer"]["lr2"]
+        warmup, units = schedule["warmup_lr"], schedule["warmup_epochs"]
+        for number, lr in enumerate(starts):
+            found = f"{name} lr{number + 1}"
+            later = [
+                (cosine_lr_schedule(row["epoch"], schedule["epochs"], lr, schedule["min_lr"]), row["lr1_lr2"])
+                for row in each["later_epochs"]
+            ]
+            yield _largest(f"{found}, epochs", [(own, pair[number]) for own, pair in later])
+            if warmup > lr:
+                yield Check(f"{found}, warm-up", 0.0, 0.0, "-", True, ABOVE)
+                continue
+            begun = [
+                (warmup_lr_schedule(row["after_iteration"] / 100, units, warmup, lr), row["lr1_lr2"][number])
+                for row in each["epoch0_warmup"]
+            ]
+            yield _largest(f"{found}, warm-up", begun)
+
+
+def _largest(name: str, pairs: list[tuple[float, float]]) -> Check:
+    absolute = max((abs(own - wanted) for own, wanted in pairs), default=0.0)
+    relative = max((abs(own - wanted) / wanted for own, wanted in pairs), default=0.0)
+    return Check(name, absolute, relative, "1e-9 rel", relative <= 1e-9)
