@@ -223,6 +223,16 @@ def test_predict_tells_the_box_and_draws_it(trained, made, tmp_path, capsys):
     assert len({said["drawn"] for said in record["predictions"]}) == 4
 
 
+def test_an_exported_model_finds_the_same_boxes(made, tmp_path):
+    run, merged, judged_again = tmp_path / "run", tmp_path / "merged", tmp_path / "judged"
+    assert main(["train", str(made), "prompts.query_transform=false", "--output", str(run)]) == 0
+    assert main(["export", "--adapter", str(run), "--format", "merged", "--output", str(merged)]) == 0
+    checkpoint = f"backbone.checkpoint={merged / 'backbone.safetensors'}"
+    assert main(["evaluate", str(made), checkpoint, "--output", str(judged_again)]) == 0
+    rows = [json.loads((folder / "boxes.json").read_text()) for folder in (run, judged_again)]
+    assert [row["box"] for row in rows[0]] == [row["box"] for row in rows[1]]
+
+
 def test_a_drawn_box_frames_its_content(tmp_path):
     image = Image.new("RGB", (100, 80), (0, 0, 0))
     drawn = np.asarray(with_box(image, (20, 30, 60, 50), thickness=2))
