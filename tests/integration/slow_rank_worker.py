@@ -1,5 +1,6 @@
-"""One rank of a run in which the last rank takes 0.3 s longer over each forward pass. Leaves in a file how many
-collective calls each line of the log took: `python slow_rank_worker.py COUNTS_FILE TRAIN_ARGUMENTS…`."""
+"""One rank of a run in which the last rank takes 0.3 s longer over each forward pass, and says 100 s, since on a busy
+machine any rank may be slower by seconds. Leaves in a file how many collective calls each line of the log took:
+`python slow_rank_worker.py COUNTS_FILE TRAIN_ARGUMENTS…`."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ import torch.distributed as dist
 
 from aurora_ds.runtime import process_group
 from aurora_ds.runtime.engine import Engine
+from aurora_ds.runtime.timing import StepTimes
 from aurora_ds.train import Training, main
 
 
@@ -20,10 +22,19 @@ def calls() -> int:
     return dist.distributed_c10d._get_default_group()._get_sequence_number_for_group()
 
 
+def is_slow() -> bool:
+    return process_group.rank() == process_group.world_size() - 1
+
+
 def slow(engine: Engine, *arguments: Any, forward: Any = Engine.forward, **keywords: Any) -> Any:
-    if process_group.rank() == process_group.world_size() - 1:
+    if is_slow():
         time.sleep(0.3)
     return forward(engine, *arguments, **keywords)
+
+
+def slow_figures(times: StepTimes, figures: Any = StepTimes.figures) -> dict[str, float]:
+    found = figures(times)
+    return found | {"time/own": found["time/own"] + 100 * is_slow()}
 
 
 def counted(training: Training, report: Any, after_step: Any = Training._after_step) -> None:
@@ -35,7 +46,7 @@ def counted(training: Training, report: Any, after_step: Any = Training._after_s
 
 if __name__ == "__main__":
     counts: dict[int, int] = {}
-    Engine.forward, Training._after_step = slow, counted
+    Engine.forward, Training._after_step, StepTimes.figures = slow, counted, slow_figures
     status = main(sys.argv[2:])
     Path(sys.argv[1]).write_text(json.dumps(counts))
     sys.exit(status)

@@ -40,7 +40,7 @@ def test_the_parts_of_a_step_add_up_to_it(run: Path) -> None:
         assert 0.95 <= sum(parts.values()) / line["train/time/step"] <= 1.05
         assert all(parts[part] > 0 for part in PARTS), parts
         assert line["train/time/forward"] >= 0.15, "the mean over both ranks, one of which sleeps 0.3 s"
-        assert line["train/time/communication_max"] >= 0.15, "rank 0 waits for it"
+        assert line["train/time/communication_max"] >= line["train/time/communication"]
         # what two steps and their line took, seen from outside
         assert 2 * line["train/time/step"] <= 2 * BATCH / line["train/samples_per_second"] * 1.05
 
@@ -49,7 +49,7 @@ def test_the_slow_rank_is_named_with_its_host(run: Path) -> None:
     for line in figures(run):
         assert line["train/ranks/straggler"] == 1.0
         assert line["train/ranks/straggler_host"] == socket.gethostname()
-        assert line["train/ranks/spread"] > 0.1
+        assert line["train/ranks/spread"] > 0.1 and line["train/time/own_max"] > 100
         assert line["train/memory/process_peak_mb_max"] >= line["train/memory/process_peak_mb"] > 20
 
 
