@@ -22,6 +22,7 @@ from aurora_ds.recipe import load_config
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 RESERVE = 0.92  # of a GPU's memory: the allocator's fragments and what others hold
 GB = 1e9
+_WIDTH = 150  # columns; a narrower table would cut the settings' names off
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,9 @@ def print_plan(plan: Plan) -> None:
             f"{row.traffic.total / 1e6:,.1f}",
             verdict,
         )
-    Console().print(table)
+    console = Console()
+    console.width = max(console.width, _WIDTH)
+    console.print(table)
 
 
 def run(

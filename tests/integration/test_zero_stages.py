@@ -20,7 +20,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 HERE = Path(__file__).parent
 SETTINGS = ["zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload", "zero3_cut_all"]
-BF16 = ["zero0", "zero1", "zero2", "zero3"]
+BF16 = ["zero0", "zero1", "zero2", "zero3", "zero1_bf16"]
 
 
 def toy_engine(stage: int = 0):

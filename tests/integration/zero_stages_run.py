@@ -102,7 +102,7 @@ def main() -> None:
     exchange, settings_folder = (Path(text) for text in sys.argv[-2:])
     process_group.start()
     settings = [(name, "fp32") for name in (*STAGE_FILES, "zero3_cut_all")]
-    settings += [(name, "bf16") for name in ("zero0", "zero1", "zero2", "zero3")]
+    settings += [(name, "bf16") for name in ("zero0", "zero1", "zero2", "zero3", "zero1_bf16")]
     repeats = {
         f"{setting}-{precision}": through_a_checkpoint(setting, precision, exchange, settings_folder)
         for setting, precision in settings

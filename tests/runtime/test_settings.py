@@ -11,7 +11,18 @@ from aurora_ds.config import TrainConfig
 from aurora_ds.errors import AuroraError
 from aurora_ds.runtime.settings import resolve_settings
 
-FILES = ["zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
+FILES = [
+    "zero0",
+    "zero1",
+    "zero2",
+    "zero3",
+    "zero2_offload",
+    "zero3_offload",
+    "zero3_hpz",
+    "zero3_zeropp",
+    "zero3_nvme",
+]
+OF_ONE_PRECISION = {"zero1_bf16": "bf16", "zero1_fp16": "fp16"}
 
 
 def test_without_a_file_the_recipe_decides_the_stage() -> None:
@@ -40,10 +51,29 @@ def test_every_file_takes_batch_and_precision_from_the_recipe(
     }
 
 
+@pytest.mark.parametrize("name, precision", OF_ONE_PRECISION.items())
+def test_a_file_of_one_precision_insists_on_it(repository: Path, name: str, precision: str) -> None:
+    file = repository / "ds_configs" / f"{name}.json"
+    settings = resolve_settings(TrainConfig(global_batch_size=8, precision=precision), file, world_size=2)
+    assert settings[precision]["enabled"] and settings["zero_optimization"]["stage"] == 1
+    with pytest.raises(AuroraError, match=f"{precision}.enabled true.*train.precision fp32"):
+        resolve_settings(TrainConfig(global_batch_size=8), file, world_size=2)
+
+
+@pytest.mark.parametrize("name", [*FILES, *OF_ONE_PRECISION])
+def test_deepspeed_knows_every_setting_of_every_file(repository: Path, name: str) -> None:
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    zero = json.loads((repository / "ds_configs" / f"{name}.json").read_text())["zero_optimization"]
+    known = {field.alias or key for key, field in DeepSpeedZeroConfig.model_fields.items()}
+    assert zero.keys() <= known | DeepSpeedZeroConfig.model_fields.keys()
+    DeepSpeedZeroConfig(**zero)
+
+
 def test_every_file_is_named_in_the_readme(repository: Path) -> None:
     readme = (repository / "ds_configs" / "README.md").read_text()
     found = sorted(path.stem for path in (repository / "ds_configs").glob("*.json"))
-    assert found == sorted(FILES) and all(f"`{name}.json`" in readme for name in found)
+    assert found == sorted([*FILES, *OF_ONE_PRECISION]) and all(f"`{name}.json`" in readme for name in found)
 
 
 def test_a_batch_that_ranks_cannot_share_is_refused() -> None:
