@@ -14,6 +14,7 @@ from aurora_ds.backbones.tokenizer import Tokenizer
 from aurora_ds.data.text import eve_question, mplug_caption
 from aurora_ds.errors import AuroraError
 from aurora_ds.runtime.schedule import cosine_lr_schedule, warmup_lr_schedule
+from aurora_ds.tasks.metrics.vqa_accuracy import answer_accuracy, normalise_answer
 from aurora_ds.verify.golden import Check
 
 NOT_HERE = {
@@ -22,11 +23,11 @@ NOT_HERE = {
     "vqa_dataset": "records of its annotation files; shards hold their own",
     "video_frame_indices": "whole steps that never reach a clip's end; ours do",
     "vqa_label_metric": "a metric of its training loop; ours is VQA's official one",
-    "vqa_metric": "VQA's official metric, which the recorded cases of metrics compare",
     "grounding_boxes": "compared by the tests of boxes",
     "grounding_query": "compared by the tests of boxes",
     "grounding_transforms": "compared by the tests of placement",
 }
+OLDER = "an older copy of the official program, which leaves the annotators' number words and articles; ours is the newer"
 ABOVE = "begins above its own maximum, as published for lr2; ours begins at the maximum"
 
 
@@ -46,6 +47,8 @@ def checks_of(folder: Path) -> list[Check] | None:
             checks += _pieces(record, Tokenizer(folder / "vocab.txt", plain=True))
         elif path.stem == "lr_schedules":
             checks += _rates(record)
+        elif path.stem == "vqa_metric":
+            checks += _accuracies(record)
         else:
             note = NOT_HERE.get(path.stem, "nothing computes it here")
             checks.append(Check(path.stem, 0.0, 0.0, "-", path.stem in NOT_HERE, note))
@@ -74,6 +77,19 @@ def _pieces(record: dict[str, Any], tokenizer: Tokenizer) -> Iterator[Check]:
     for row, wanted in enumerate(batch["input_ids"]):
         length = int(mask[row].sum()) - 1
         yield _exact(f"batch {row}", ids[row, :length].tolist() + [0] * (len(wanted) - length) == wanted)
+
+
+def _accuracies(record: dict[str, Any]) -> Iterator[Check]:
+    for key, wanted in record["per_question"].items():
+        answers = [each["answer"] for each in record["ground_truth"][key]["answers"]]
+        name = f"accuracy of question {key}"
+        if any(each != normalise_answer(each) for each in answers):
+            yield Check(name, 0.0, 0.0, "-", True, OLDER)
+            continue
+        found = 100 * answer_accuracy(record["predictions"][key]["answer"], answers)
+        yield _largest(name, [(found, wanted)])
+    for number, each in enumerate(record["normalisation"]):
+        yield _exact(f"normalised answer {number}", normalise_answer(each["input"]) == each["full"])
 
 
 def _rates(record: dict[str, Any]) -> Iterator[Check]:
