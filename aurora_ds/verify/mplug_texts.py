@@ -27,7 +27,7 @@ NOT_HERE = {
     "grounding_query": "compared by the tests of boxes",
     "grounding_transforms": "compared by the tests of placement",
 }
-OLDER = "an older copy of the official program, which leaves the annotators' number words and articles; ours is the newer"
+OLDER = "an older copy of the official program, which leaves number words and articles of annotators; ours is the newer"
 ABOVE = "begins above its own maximum, as published for lr2; ours begins at the maximum"
 
 
