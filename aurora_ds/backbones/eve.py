@@ -198,6 +198,11 @@ class EveEncoder(nn.Module):
         table = self.relative_position_bias_table
         if table is None:
             return None
+        if vision_tokens not in (0, self.side**2 + 1):
+            raise AuroraError(
+                "EVE's relative positions are those of one image, and it was given the frames of a clip. Use images, "
+                "or a backbone with backbone.eve.relative_positions=false."
+            )
         if not text_tokens:
             index = image_index(self.side)
         elif not vision_tokens:

@@ -157,6 +157,8 @@ def test_wrong_sizes_are_refused() -> None:
         made(input_ids=torch.full((1, 9), 4))
     with pytest.raises(AuroraError, match=r"16 x 16 pixels and got 24 x 24"):
         made(images(size=24))
+    with pytest.raises(AuroraError, match="frames of a clip"):
+        trunk(relative_positions=True)(image_tokens=torch.zeros(1, 10, 16))
     with pytest.raises(AuroraError, match=r"top_layers names 3, and the trunk has layers 0 to 2"):
         trunk(top_layers=[2, 3])
 
