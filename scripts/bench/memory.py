@@ -1,0 +1,281 @@
+"""Memory of a training step as `aurora-ds plan` predicts it against what processes take.
+
+Real steps of real tasks by the real engine (DeepSpeed, gloo, 2 ranks), each setting in fresh processes. Measured is
+what the operating system counts: the largest resident size of rank 0 during the third step, less its resident size
+after a tiny task has run and before the task is built. glibc is told to give freed memory back at once
+(MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_), so that the resident size is what lives. Predicted is the planner's
+peak for a CPU with the same batch. What libraries take while they compute is in the measured figure alone. Bytes sent
+are counted at the dispatcher, as a ring sends them.
+
+    python scripts/bench/memory.py [--quick] [--sizes small medium] [--stages 0 1 2 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from measurement import HERE, REPOSITORY, facts_line, machine_facts, markdown_table, write_results
+
+RANKS = 2
+# vision width, depth, pixels, rows of a rank
+SIZES = {
+    "tiny": (64, 1, 32, 2),
+    "small": (256, 4, 192, 4),
+    "medium": (384, 6, 224, 8),
+    "base": (768, 12, 224, 4),
+}
+
+
+def configuration(size: str, method: str, precision: str, checkpointing: bool, task: str = "nlvr") -> Any:
+    """A run of that size; random weights."""
+    from aurora_ds.config import RunConfig
+
+    width, depth, pixels, rows = SIZES[size]
+    config = RunConfig(task=task, kernels="torch")
+    backbone, train = config.backbone, config.train
+    backbone.head, backbone.activation_checkpointing = task, checkpointing
+    backbone.vision.width = backbone.text.width = width
+    backbone.vision.depth = backbone.text.depth = depth
+    backbone.vision.heads = backbone.text.heads = width // 64
+    backbone.text.intermediate, backbone.vision.image_size = 4 * width, pixels
+    config.retrieval.queue_size, config.retrieval.temperature = 4096, 0.07
+    train.method, train.precision, train.clip_norm = method, precision, 1.0
+    train.global_batch_size = rows * RANKS
+    return config
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Three steps in this rank; rank 0 prints bytes as JSON."""
+    import torch
+
+    from aurora_ds.runtime import process_group
+
+    torch.set_num_threads(1)
+    process_group.start()
+    kind = arguments.method, arguments.precision, arguments.checkpointing, arguments.task
+    settings = REPOSITORY / "ds_configs" / f"zero{arguments.stage}.json"
+    # what libraries make for themselves once is no part of a step: it is made by a tiny task first
+    steps(configuration("tiny", *kind), settings, SIZES["tiny"][3])
+    floor = resident("VmRSS")
+    peak, sent = steps(configuration(arguments.size, *kind), settings, SIZES[arguments.size][3])
+    if process_group.rank() == 0:
+        print(json.dumps({"measured": peak - floor, "sent": sent}), flush=True)
+    process_group.stop()
+
+
+def steps(config: Any, settings: Path, rows: int) -> tuple[int, float]:
+    """Three steps of a run: the largest resident size in the last one, and the bytes that this rank sent in it."""
+    import torch
+    from sent import counting  # beside this file
+
+    from aurora_ds.assemble import build_task
+    from aurora_ds.plan.task import annotations, media_shape
+    from aurora_ds.runtime import process_group
+    from aurora_ds.runtime.engine import build
+
+    rank = process_group.rank()
+    assembled = build_task(config)
+    engine = build(assembled.task, config.train, settings, 10, 10)
+    annotation = annotations(config, assembled.wiring.kind, assembled.wiring.every_annotation)
+    texts = assembled.wiring.train_texts(assembled.tokenizer)([annotation] * rows)
+    numbers = torch.arange(rows) * RANKS + rank
+    batch = {
+        "image": torch.randn(rows, *media_shape(config, assembled.wiring.takes)),
+        "media_index": numbers,
+        "sample_index": numbers,
+        **texts,
+    }
+    engine.train()
+    for step in range(3):
+        gc.collect()
+        Path("/proc/self/clear_refs").write_text(
+            "5", encoding="ascii"
+        )  # the largest resident size begins anew
+        with counting() as sent:
+            losses = engine.forward(batch, what="loss", **assembled.wiring.loss_arguments(step, 0, 10))
+            engine.backward_and_step(losses["loss"])
+        peak = resident("VmHWM")
+    engine.close()
+    return peak, sent.bytes
+
+
+def resident(field: str) -> int:
+    """VmRSS or VmHWM of this process, bytes."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {field}: memory is measured on Linux alone")
+
+
+def predicted(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The planner's figures for the same run."""
+    from aurora_ds.plan.memory import memory
+    from aurora_ds.plan.run import follow
+    from aurora_ds.plan.traffic import traffic
+    from aurora_ds.plan.variants import VARIANTS
+
+    config = configuration(
+        arguments.size, arguments.method, arguments.precision, arguments.checkpointing, arguments.task
+    )
+    trace = follow(config, SIZES[arguments.size][3], RANKS, arguments.checkpointing, "cpu")
+    found = {}
+    for stage in arguments.stages:
+        variant = next(each for each in VARIANTS if each.name == f"zero{stage}")
+        found[stage] = {
+            "predicted": memory(trace, variant, RANKS, arguments.precision, "cpu").record(),
+            "predicted_sent": traffic(trace, variant, RANKS, arguments.precision).record(),
+        }
+    return {"parameters": trace.total, "trained": trace.trained, "stages": found}
+
+
+def in_processes(case: list[str], stage: int) -> dict[str, Any]:
+    """`measure` on two ranks in fresh processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(RANKS),
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_TRIM_THRESHOLD_": "65536",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONPATH": str(REPOSITORY),
+    }
+    command = [sys.executable, str(HERE / "memory.py"), "--measure", "--stage", str(stage), *case]
+    with tempfile.TemporaryFile("w+") as said:
+        ranks = [
+            subprocess.Popen(
+                command,
+                env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
+                stderr=said,
+                text=True,
+            )
+            for rank in range(RANKS)
+        ]
+        out, _ = ranks[0].communicate()
+        if any([rank.wait() for rank in ranks]):
+            said.seek(0)
+            raise RuntimeError(said.read()[-3000:])
+    return json.loads(next(line for line in out.splitlines() if line.startswith('{"measured')))
+
+
+def compare(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Every case: predicted, measured, ratio."""
+    rows = []
+    for size in arguments.sizes:
+        for task, method, precision in arguments.runs:
+            for checkpointing in (False, True):
+                case = ["--size", size, "--task", task, "--method", method, "--precision", precision]
+                case += ["--checkpointing"] if checkpointing else []
+                given = argparse.Namespace(
+                    size=size,
+                    task=task,
+                    method=method,
+                    precision=precision,
+                    checkpointing=checkpointing,
+                    stages=arguments.stages,
+                )
+                plan = predicted(given)
+                for stage in arguments.stages:
+                    real, expected = in_processes(case, stage), plan["stages"][stage]
+                    ratio = expected["predicted"]["peak"] / real["measured"]
+                    rows.append(
+                        {
+                            **{key: value for key, value in vars(given).items() if key != "stages"},
+                            "stage": stage,
+                            "parameters": plan["parameters"],
+                            "trained": plan["trained"],
+                            **expected,
+                            **real,
+                            "ratio": ratio,
+                            "sent_ratio": expected["predicted_sent"]["total"] / max(1.0, real["sent"]),
+                        }
+                    )
+                    print(
+                        f"{size} {task} {method} {precision} "
+                        f"{'recomputed' if checkpointing else 'kept'} stage {stage}: "
+                        f"{expected['predicted']['peak'] / 2**20:.0f} predicted, {real['measured'] / 2**20:.0f} MiB "
+                        f"measured, {ratio:.3f}; sent {rows[-1]['sent_ratio']:.3f}",
+                        flush=True,
+                    )
+    return rows
+
+
+def report(record: dict[str, Any]) -> str:
+    """The record as a Markdown page."""
+    head = [
+        "size",
+        "task",
+        "method",
+        "precision",
+        "recompute",
+        "ZeRO",
+        "predicted MiB",
+        "measured MiB",
+        "ratio",
+    ]
+    head += ["predicted MB sent", "measured MB sent", "ratio"]
+    rows = [
+        [
+            *(str(row[key]) for key in ("size", "task", "method", "precision")),
+            "yes" if row["checkpointing"] else "no",
+            str(row["stage"]),
+            f"{row['predicted']['peak'] / 2**20:.0f}",
+            f"{row['measured'] / 2**20:.0f}",
+            f"{row['ratio']:.3f}",
+            f"{row['predicted_sent']['total'] / 1e6:.2f}",
+            f"{row['sent'] / 1e6:.2f}",
+            f"{row['sent_ratio']:.3f}",
+        ]
+        for row in record["rows"]
+    ]
+    outside = [row for row in record["rows"] if abs(row["ratio"] - 1) > 0.15]
+    sizes = "; ".join(
+        f"{name}: width {w}, {d} layers, {p} px, {b} rows a rank" for name, (w, d, p, b) in SIZES.items()
+    )
+    return (
+        f"# Memory and bytes of a training step: the planner against processes\n\n{RANKS} ranks on a CPU; {sizes}. "
+        f"{len(rows) - len(outside)} of {len(rows)} memory figures are within 15 %.\n\n{markdown_table(head, rows)}\n\n"
+        f"{__doc__.split(chr(10) * 2)[1].strip()}\n\n{facts_line(record['machine'])}\n"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="one size, one run; nothing is written")
+    parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=["small", "medium"])
+    parser.add_argument("--stages", nargs="+", type=int, default=[0, 1, 2, 3])
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--checkpointing", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--stage", type=int, help=argparse.SUPPRESS)
+    for name, default in (("size", "small"), ("task", "nlvr"), ("method", "aurora"), ("precision", "fp32")):
+        parser.add_argument(f"--{name}", default=default, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        measure(arguments)
+        return
+    arguments.runs = [("retrieval", "aurora", "fp32"), ("nlvr", "aurora", "bf16"), ("nlvr", "full", "fp32")]
+    if arguments.quick:
+        arguments.sizes, arguments.runs = arguments.sizes[:1], arguments.runs[:1]
+    record = {"machine": machine_facts(1), "rows": compare(arguments)}
+    write_results("memory", record, report(record), arguments.quick)
+
+
+if __name__ == "__main__":
+    main()
