@@ -15,7 +15,10 @@ from tiny_grounding import BINS, PHRASES, SIZE, phrase_shards, recipe, rows_of
 
 import aurora_ds
 from aurora_ds.assemble import Assembled, build_task
+from aurora_ds.backbones.tokenizer import Tokenizer
 from aurora_ds.cli import main
+from aurora_ds.config import RunConfig
+from aurora_ds.data.phrases import encode_phrases
 from aurora_ds.data.placement import centred
 from aurora_ds.errors import AuroraError
 from aurora_ds.recipe import load_config
@@ -25,6 +28,8 @@ from aurora_ds.wiring.box_pictures import INNER, OUTER, with_box
 from aurora_ds.wiring.pointed import HIT, Found, judged
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
+TEXTS = Path(__file__).parents[1] / "goldens" / "mplug" / "h_text_and_data"
+QUERIES = json.loads((TEXTS / "grounding_query.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +174,16 @@ def test_contradictions_are_refused(made, overrides, said):
 
 
 # ---- training and single predictions
+
+
+@pytest.mark.parametrize("case", QUERIES, ids=lambda case: f"{case['text'][:8]} {case['max_query_len']}")
+def test_recorded_phrases_have_the_recorded_tokens(case):
+    """But for padding to the full length, which nothing attends to."""
+    config = RunConfig.model_validate({"grounding": {"max_tokens": case["max_query_len"]}})
+    ids, mask = encode_phrases([case["text"].title()], config, Tokenizer(TEXTS / "vocab.txt", plain=True))
+    length = sum(case["mask"])
+    assert ids.tolist() == [case["input_ids"][:length]] and mask.tolist() == [[1] * length]
+    assert set(case["input_ids"][length:]) <= {0}
 
 
 @pytest.fixture(scope="module")
