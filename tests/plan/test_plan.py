@@ -1,0 +1,167 @@
+"""The planner: exact where things can be counted, its errors, and its settings against the files of ds_configs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from aurora_ds.config import RunConfig
+from aurora_ds.errors import AuroraError
+from aurora_ds.plan.memory import memory
+from aurora_ds.plan.run import follow, make_plan, reason, record
+from aurora_ds.plan.trace import Shapes
+from aurora_ds.plan.traffic import traffic
+from aurora_ds.plan.variants import TUNED_STAGE_3, VARIANTS
+
+
+def small(task: str = "nlvr", method: str = "aurora", precision: str = "fp32") -> RunConfig:
+    """Two layers of width 64, 32 pixels."""
+    config = RunConfig(task=task)
+    backbone, train = config.backbone, config.train
+    backbone.head = task
+    backbone.vision.width = backbone.text.width = backbone.text.intermediate = 64
+    backbone.vision.depth = backbone.text.depth = 2
+    backbone.vision.heads = backbone.text.heads = 2
+    backbone.vision.image_size, config.retrieval.queue_size = 32, 16
+    train.method, train.precision, train.global_batch_size = method, precision, 8
+    return config
+
+
+@pytest.fixture(scope="module")
+def traced():
+    return follow(small(), 4, 2, False, "cpu")
+
+
+def test_living_tensors_are_counted_and_dead_ones_forgotten() -> None:
+    with torch.device("meta"), Shapes() as shapes:
+        layer = nn.Linear(16, 32, bias=False)
+        assert shapes.now == 16 * 32 * 4
+        x = torch.empty(8, 16, requires_grad=True)
+        hidden = layer(x)
+        assert shapes.now == (16 * 32 + 8 * 16 + 8 * 32) * 4
+        view = hidden[:2]
+        assert shapes.now == (16 * 32 + 8 * 16 + 8 * 32) * 4, "a view has no memory of its own"
+        del hidden, view
+        assert shapes.now == (16 * 32 + 8 * 16) * 4 and shapes.peak == (16 * 32 + 8 * 16 + 8 * 32) * 4
+
+
+@pytest.mark.parametrize("task", ["retrieval", "vqa", "caption"])
+def test_every_task_is_traced_and_has_the_parameters_of_a_real_one(task: str) -> None:
+    from aurora_ds.assemble import build_task
+
+    config = small(task)
+    trace = follow(config, 2, 2, False, "cuda")
+    real = build_task(config).task
+    assert sorted(trace.parameters) == sorted((p.numel(), p.requires_grad) for p in real.parameters())
+    assert 0 < trace.forward <= trace.activations
+
+
+def test_a_real_step_keeps_what_the_trace_says() -> None:
+    from aurora_ds.assemble import build_task
+    from aurora_ds.plan.task import annotations, media_shape
+
+    config = small()
+    trace = follow(config, 4, 1, False, "cpu")
+    assembled = build_task(config)
+    task, wiring = assembled.task.train(), assembled.wiring
+    texts = wiring.train_texts(assembled.tokenizer)([annotations(config, wiring.kind, False)] * 4)
+    image = torch.zeros(4, *media_shape(config, wiring.takes))
+    batch = {"image": image, "sample_index": torch.arange(4), **texts}
+    task(batch)["loss"].backward()  # what is made once
+    for parameter in task.parameters():
+        parameter.grad = None
+    saved: dict[int, int] = {}
+    own = {p.untyped_storage()._cdata for p in task.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            saved[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = task(batch)["loss"]
+    # the prompts' values stay until the next step, so the trace has them beside
+    assert sum(saved.values()) == pytest.approx(trace.forward + trace.beside, rel=0.1) and loss.isfinite()
+
+
+def test_recomputation_keeps_less_and_computes_twice(traced) -> None:
+    again = follow(small(), 4, 2, True, "cpu")
+    assert again.activations < 0.8 * traced.activations and len(again.uses) > len(traced.uses)
+
+
+def test_optimizer_and_gradients_are_of_the_trained_alone(traced) -> None:
+    for variant in VARIANTS[:3]:
+        held = memory(traced, variant, 2, "bf16", "cpu")
+        share = 1 if variant.stage == 0 else 2
+        assert held.optimizer == 12 * traced.trained / share and held.weights == 2 * traced.total
+        assert traffic(traced, variant, 2, "bf16").gradients <= 4 * traced.trained
+
+
+def test_stage_3_cuts_weights_and_sends_them(traced) -> None:
+    whole, cut = (next(each for each in VARIANTS if each.name == name) for name in ("zero0", "zero3"))
+    assert memory(traced, cut, 8, "fp32", "cpu").weights < memory(traced, whole, 8, "fp32", "cpu").weights
+    assert traffic(traced, cut, 8, "fp32").weights > 0 == traffic(traced, whole, 8, "fp32").weights
+    assert traffic(traced, cut, 1, "fp32").total == 0
+
+
+def test_the_recommendation_is_the_simplest_that_fits() -> None:
+    config = small(method="full")
+    plan = make_plan(config, gpus=2, gpu_bytes=80e9)
+    assert plan.recommended.variant.name == "zero0" and not plan.recommended.checkpointing
+    assert "Take --deepspeed-config ds_configs/zero0.json" in reason(plan)
+    written = json.loads(json.dumps(record(plan)))
+    assert written["recommended"]["deepspeed_config"] == "ds_configs/zero0.json"
+    assert {row["activation_checkpointing"] for row in written["settings"]} == {True, False}
+
+
+def test_what_does_not_fit_is_said_with_the_least() -> None:
+    plan = make_plan(small(), gpus=2, gpu_bytes=1e6)
+    with pytest.raises(
+        AuroraError, match=r"Nothing fits into 0 GB: the least is .* Raise train.accumulation"
+    ):
+        reason(plan)
+
+
+@pytest.mark.parametrize(
+    "change, text",
+    [
+        ({"train": {"global_batch_size": 9}}, "global_batch_size is 9, which 2 ranks.*multiple of 2"),
+        ({"task": "caption", "caption": {"objective": "self_critical"}}, "caption.objective=likelihood"),
+    ],
+)
+def test_a_recipe_that_cannot_be_planned_is_refused(change: dict, text: str) -> None:
+    config = RunConfig.model_validate(small().model_dump() | change)
+    with pytest.raises(AuroraError, match=text):
+        make_plan(config, gpus=2, gpu_bytes=1e9)
+
+
+def test_every_variant_is_a_file_that_does_as_it_says(repository: Path) -> None:
+    for variant in VARIANTS:
+        zero = json.loads((repository / variant.file).read_text())["zero_optimization"]
+        places = {
+            name: zero.get(f"offload_{name}", {}).get("device", "none") for name in ("optimizer", "param")
+        }
+        assert zero["stage"] == variant.stage
+        assert places["optimizer"].replace("none", "gpu") == variant.optimizer
+        assert places["param"].replace("none", "gpu") == variant.weights
+        assert ("zero_hpz_partition_size" in zero) == variant.hpz
+        assert zero.get("zero_quantized_weights", False) == variant.quantized
+        assert variant.stage < 3 or TUNED_STAGE_3.items() <= zero.items()
+
+
+def test_the_command_prints_one_table_and_writes_results(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    from aurora_ds.cli import main
+
+    sizes = "backbone.vision.depth=1 backbone.text.depth=1 train.global_batch_size=4".split()
+    given = ["plan", "retrieval_world", *sizes, "--gpus", "2", "--gpu-memory", "8", "--output", str(tmp_path)]
+    assert main(given) == 0
+    said = capsys.readouterr().out
+    assert "zero3_nvme" in said and "Take --deepspeed-config" in said
+    assert json.loads((tmp_path / "results.json").read_text())["ranks"] == 2
