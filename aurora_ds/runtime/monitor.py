@@ -172,10 +172,9 @@ def _writer(folder: Path, resumed_at: int | None) -> Any:
 
     # TensorBoard hides earlier events from `purge_step` on. Those at the step of the checkpoint itself are hidden too,
     # because an evaluation may be made again there; what stays is drawn once more. A run that begins anew in a folder
-    # that a killed one left hides everything.
-    begun = folder.is_dir() and any(folder.iterdir())
-    beginning = 0 if begun else None
-    return SummaryWriter(str(folder), purge_step=beginning if resumed_at is None else resumed_at)
+    # that a killed one left hides everything. The first writer of a folder says where it begins, too: `tensorboard
+    # --load_fast=false` takes the first such word for the beginning, and only later ones for a restart.
+    return SummaryWriter(str(folder), purge_step=resumed_at or 0)
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:

@@ -51,6 +51,12 @@ def test_a_resumed_run_hides_what_the_killed_one_wrote_after_its_checkpoint(tmp_
     second.close()
     assert points(tmp_path / "tensorboard" / "by_step", "loss") == [(1, 1.0), (2, 2.0), (3, 30.0)]
     assert points(tmp_path / "tensorboard" / "by_samples", "loss") == [(8, 1.0), (16, 2.0), (24, 30.0)]
+    # what `tensorboard --load_fast=false` reads with
+    from tensorboard.backend.event_processing import plugin_event_accumulator
+
+    page = plugin_event_accumulator.EventAccumulator(str(tmp_path / "tensorboard" / "by_step"))
+    page.Reload()
+    assert [event.step for event in page.Tensors("loss")] == [1, 2, 3]
 
 
 def test_text_pictures_and_hyperparameters_are_there(tmp_path: Path) -> None:
