@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from aurora_ds.errors import AuroraError
-from aurora_ds.multinode import variables
+from aurora_ds.multinode import ssh, variables
 from aurora_ds.multinode.hostfile import read_hostfile
 
 
@@ -64,3 +64,9 @@ def test_the_users_own_environment_file_wins_and_is_left_alone(
 def test_secrets_and_what_the_launcher_sets_are_not_passed_on() -> None:
     here = {"HF_HUB_TOKEN": "t", "AURORA_DS_S3_KEY": "k", "CUDA_VISIBLE_DEVICES": "3", "HF_HOME": "/hf"}
     assert variables.for_ranks(here, {}) == variables.DEFAULTS | {"HF_HOME": "/hf"}
+
+
+def test_connections_outlast_a_network_that_is_cut_for_as_long_as_a_run_bears() -> None:
+    assert ssh.lasting(25)[:2] == ["-o", "ServerAliveCountMax=4"]  # of ten seconds each
+    assert ssh.lasting(300)[:2] == ["-o", "ServerAliveCountMax=31"]
+    assert ssh.lasting(1)[:2] == ["-o", "ServerAliveCountMax=3"]
