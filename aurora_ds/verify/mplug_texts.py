@@ -15,6 +15,7 @@ from aurora_ds.data.text import eve_question, mplug_caption
 from aurora_ds.errors import AuroraError
 from aurora_ds.runtime.schedule import cosine_lr_schedule, warmup_lr_schedule
 from aurora_ds.tasks.metrics.vqa_accuracy import answer_accuracy, normalise_answer
+from aurora_ds.verify import mplug_boxes
 from aurora_ds.verify.golden import Check
 
 NOT_HERE = {
@@ -23,9 +24,6 @@ NOT_HERE = {
     "vqa_dataset": "records of its annotation files; shards hold their own",
     "video_frame_indices": "whole steps that never reach a clip's end; ours do",
     "vqa_label_metric": "a metric of its training loop; ours is VQA's official one",
-    "grounding_boxes": "compared by the tests of boxes",
-    "grounding_query": "compared by the tests of boxes",
-    "grounding_transforms": "compared by the tests of placement",
 }
 OLDER = "an older copy of the official program, which leaves number words and articles of annotators; ours is the newer"
 ABOVE = "begins above its own maximum, as published for lr2; ours begins at the maximum"
@@ -47,6 +45,9 @@ def checks_of(folder: Path) -> list[Check] | None:
             checks += _pieces(record, Tokenizer(folder / "vocab.txt", plain=True))
         elif path.stem == "lr_schedules":
             checks += _rates(record)
+        elif path.stem in mplug_boxes.RULES:
+            tokenizer = Tokenizer(folder / "vocab.txt", plain=True)
+            checks += mplug_boxes.RULES[path.stem](record, tokenizer)
         elif path.stem == "vqa_metric":
             checks += _accuracies(record)
         else:
