@@ -35,7 +35,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from measurement import REPOSITORY, facts_line, machine_facts, markdown_table, write_results
+from measurement import REPOSITORY, facts_line, machine_facts, markdown_table, median, write_results
 
 from aurora_ds.multinode import launched, variables
 
@@ -363,14 +363,14 @@ def table(done: list[Trial], one_machine: bool, wanted: int) -> str:
     for kind in [*VICTIMS, "all"]:
         mine = [each for each in done if kind == "all" or family(each.victim) == kind]
         if mine:
-            ended = sorted(each.ended_seconds for each in mine)
+            ended = [each.ended_seconds for each in mine]
             rows.append(
                 [
                     kind,
                     str(len(mine)),
                     str(sum(each.survived() for each in mine)),
-                    f"{ended[len(ended) // 2]:.1f}",
-                    f"{ended[-1]:.1f}",
+                    f"{median(ended):.1f}",
+                    f"{max(ended):.1f}",
                     str(sum(each.said_why for each in mine)),
                     str(sum(each.losses_equal for each in mine)),
                     str(BATCH * max(each.steps_lost for each in mine)),
