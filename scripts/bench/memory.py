@@ -20,6 +20,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -173,8 +174,10 @@ def in_processes(case: list[str], stage: int) -> dict[str, Any]:
     return json.loads(next(line for line in out.splitlines() if line.startswith('{"measured')))
 
 
-def compare(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Every case: predicted, measured, ratio."""
+def compare(
+    arguments: argparse.Namespace, done: Callable[[list], None] = lambda rows: None
+) -> list[dict[str, Any]]:
+    """Every case: predicted, measured, ratio; `done` gets the rows so far after each."""
     rows = []
     for size in arguments.sizes:
         for task, method, precision in arguments.runs:
@@ -212,6 +215,7 @@ def compare(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                         f"measured, {ratio:.3f}; sent {rows[-1]['sent_ratio']:.3f}",
                         flush=True,
                     )
+                    done(rows)
     return rows
 
 
@@ -261,6 +265,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one size, one run; nothing is written")
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=["small", "medium"])
     parser.add_argument("--stages", nargs="+", type=int, default=[0, 1, 2, 3])
+    parser.add_argument(
+        "--runs",
+        nargs="+",
+        metavar="TASK-METHOD-PRECISION",
+        default=["retrieval-aurora-fp32", "nlvr-aurora-bf16", "nlvr-full-fp32"],
+    )
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--checkpointing", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--stage", type=int, help=argparse.SUPPRESS)
@@ -270,11 +280,16 @@ def main() -> None:
     if arguments.measure:
         measure(arguments)
         return
-    arguments.runs = [("retrieval", "aurora", "fp32"), ("nlvr", "aurora", "bf16"), ("nlvr", "full", "fp32")]
+    arguments.runs = [tuple(each.split("-")) for each in arguments.runs]
     if arguments.quick:
         arguments.sizes, arguments.runs = arguments.sizes[:1], arguments.runs[:1]
-    record = {"machine": machine_facts(1), "rows": compare(arguments)}
-    write_results("memory", record, report(record), arguments.quick)
+    record: dict[str, Any] = {"machine": machine_facts(1)}
+
+    def write(rows: list[dict[str, Any]]) -> None:
+        record["rows"] = rows
+        write_results("memory", record, report(record), arguments.quick)
+
+    compare(arguments, write)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,34 @@
+"""The planner against processes: the real engine on two ranks takes and sends what was predicted, within 15 %."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+CODE = """
+import argparse, json, sys
+sys.path.insert(0, sys.argv[1])
+import memory
+given = argparse.Namespace(sizes=["small"], stages=[0, 1], runs=[("retrieval", "aurora", "fp32")])
+print(json.dumps([{key: row[key] for key in ("stage", "checkpointing", "ratio", "sent_ratio")}
+                  for row in memory.compare(given)]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the resident size is read from /proc")
+@pytest.mark.timeout(1200)
+def test_memory_and_bytes_are_within_15_percent(repository: Path) -> None:
+    bench = str(repository / "scripts" / "bench")
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, bench], cwd=repository, capture_output=True, text=True, timeout=1100
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = json.loads(done.stdout.strip().splitlines()[-1])
+    assert len(rows) == 4
+    for row in rows:
+        assert 0.85 < row["ratio"] < 1.15 and 0.85 < row["sent_ratio"] < 1.15, row
