@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+from aurora_ds.plan.fetching import fetched
 from aurora_ds.plan.trace import Trace
-from aurora_ds.plan.variants import PERSIST, PREFETCH, Variant
+from aurora_ds.plan.variants import PERSIST, Variant
 from aurora_ds.runtime.engine import bucket_elements
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -66,7 +67,7 @@ def memory(
         weights = size * (trace.total / ranks + small)
         if variant.hpz:
             weights += size * trace.total / min(node, ranks)
-        gathered = size * _gathered(trace)
+        gathered = size * fetched(trace.uses)[1]
         kept = size * trained * share + 4 * bucket  # its gradients' shares and its bucket stay
     if not stage:
         reducing = size * trained + size * trained + (4 * trained if low else 0)
@@ -106,27 +107,3 @@ def memory(
         host,
         disk,
     )
-
-
-def _gathered(trace: Trace) -> float:
-    """Elements that stage 3 has whole at once: the module that computes and what is fetched ahead of it, and the flat
-    buffer that a fetch arrives in."""
-    large = [sum(count for count in call if count > PERSIST) for call in trace.uses]
-    ahead = _ahead(large)
-    return 2 * ahead
-
-
-def _ahead(large: list[int]) -> int:
-    """The most of a module and of the modules after it until PREFETCH elements are there."""
-    most, last, running = 0, 0, 0
-    for first, own in enumerate(large):
-        last = max(last, first + 1)
-        if first == 0:
-            running = 0
-        while last < len(large) and running < PREFETCH:
-            running += large[last]
-            last += 1
-        most = max(most, own + running)
-        if first + 1 < last:
-            running -= large[first + 1]
-    return most

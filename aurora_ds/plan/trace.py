@@ -138,9 +138,9 @@ def _silent(ranks: int) -> Iterator[_SilentRanks]:
 
 @dataclass
 class Uses:
-    """How often modules needed their own parameters, in the order of the calls: numbers of elements of each."""
+    """The parameters that each call of a module needed, in the order of the calls: (number of it, elements)."""
 
-    calls: list[list[int]] = field(default_factory=list)
+    calls: list[tuple[tuple[int, int], ...]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class Trace:
     parameters: (elements, trained) of each. beside: what stays over the steps beside parameters (queue, momentum
     copies, buffers). activations: the most that a step adds to what stays, gradients that autograd made included.
     forward: what is kept at the end of the forward. sent: by the task's own exchange between ranks.
-    uses: elements of the parameters that each call of a module needs, backward calls included.
+    uses: (number, elements) of the parameters that each call of a module needs, backward calls included.
     """
 
     parameters: tuple[tuple[int, bool], ...]
@@ -158,7 +158,7 @@ class Trace:
     activations: int
     forward: int
     sent: float
-    uses: tuple[tuple[int, ...], ...]
+    uses: tuple[tuple[tuple[int, int], ...], ...]
 
     @property
     def total(self) -> int:
@@ -175,14 +175,15 @@ class Trace:
 def _watched(task: nn.Module) -> Iterator[Uses]:
     """Counts the modules' calls, and their backward calls: those whose output has a gradient."""
     uses, handles = Uses(), []
+    numbers = {id(parameter): number for number, parameter in enumerate(task.parameters())}
 
-    def called(own: list[int], output: Any) -> None:
+    def called(own: tuple[tuple[int, int], ...], output: Any) -> None:
         uses.calls.append(own)
         if any(isinstance(value, Tensor) and value.requires_grad for value in tree_leaves(output)):
             uses.calls.append(own)
 
     for module in task.modules():
-        own = [parameter.numel() for parameter in module.parameters(recurse=False)]
+        own = tuple((numbers[id(p)], p.numel()) for p in module.parameters(recurse=False))
         if own:
             handles.append(
                 module.register_forward_hook(lambda _module, _args, output, own=own: called(own, output))
@@ -219,5 +220,5 @@ def trace_step(assembled: Any, make_batch: Any, shapes: Shapes, ranks: int, devi
         shapes.peak - shapes.now,
         kept - shapes.now,
         silent.sent,
-        tuple(tuple(call) for call in uses.calls),
+        tuple(uses.calls),
     )

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from aurora_ds.plan.fetching import fetched
 from aurora_ds.plan.memory import BYTES
 from aurora_ds.plan.trace import Trace
-from aurora_ds.plan.variants import PERSIST, Variant
+from aurora_ds.plan.variants import Variant
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,7 @@ def traffic(
         gradients /= 8
     weights = size * trace.trained * part if variant.stage in (1, 2) else 0.0
     if variant.stage == 3:
-        used = sum(count for call in trace.uses for count in call if count > PERSIST)
-        weights = used * size * part * accumulation / (2 if variant.quantized else 1)
+        weights = fetched(trace.uses)[0] * size * part * accumulation / (2 if variant.quantized else 1)
     several = ranks > node
     outside = 0.0 if variant.hpz or not several else weights
     return Traffic(gradients, weights, trace.sent * accumulation, outside)

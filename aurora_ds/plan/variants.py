@@ -38,9 +38,10 @@ VARIANTS = (
 # zero3*.json set them: with DeepSpeed's own 1e9 and 5e7 a model below a billion parameters is never let go.
 PREFETCH = 5_000_000
 PERSIST = 100_000
+MAX_LIVE = 50_000_000
 TUNED_STAGE_3: dict[str, Any] = {
     "stage3_prefetch_bucket_size": PREFETCH,
     "stage3_param_persistence_threshold": PERSIST,
-    "stage3_max_live_parameters": 50_000_000,
+    "stage3_max_live_parameters": MAX_LIVE,
     "stage3_max_reuse_distance": 0,
 }
