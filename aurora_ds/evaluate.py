@@ -153,7 +153,7 @@ def find_adapter(folder: str | Path) -> Path:
 
 def run(config: RunConfig, adapter: str | Path | None, output: str | Path) -> dict[str, Any]:
     """Evaluate and write `results.json` into `output`. Every rank takes part; rank 0 writes and prints."""
-    process_group.start()
+    process_group.start(config.train.collective_timeout_seconds)
     try:
         if config.data.shards is None:
             raise AuroraError(
