@@ -14,7 +14,7 @@ CODE = """
 import argparse, json, sys
 sys.path.insert(0, sys.argv[1])
 import memory
-given = argparse.Namespace(sizes=["small"], stages=[0, 1], runs=[("retrieval", "aurora", "fp32")])
+given = argparse.Namespace(sizes=["small"], stages=[0, 1, 3], runs=[("retrieval", "aurora", "fp32")])
 print(json.dumps([{key: row[key] for key in ("stage", "checkpointing", "ratio", "sent_ratio")}
                   for row in memory.compare(given)]))
 """
@@ -29,6 +29,6 @@ def test_memory_and_bytes_are_within_15_percent(repository: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     rows = json.loads(done.stdout.strip().splitlines()[-1])
-    assert len(rows) == 4
+    assert len(rows) == 6
     for row in rows:
         assert 0.85 < row["ratio"] < 1.15 and 0.85 < row["sent_ratio"] < 1.15, row
