@@ -1,4 +1,4 @@
-"""Runs of visual grounding in small: drawn images with boxes in shards, an mPLUG of a few layers with random weights."""
+"""Small runs of visual grounding: drawn images with boxes in shards, an mPLUG of a few layers with random weights."""
 
 from __future__ import annotations
 

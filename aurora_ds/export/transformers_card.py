@@ -83,7 +83,9 @@ def known_differences(merged: Merged) -> list[str]:
     if config.task != "retrieval":
         method = getattr(config, config.task).generation.method
         own += [_BEAMS] if method == "beam" else []
-        own += ["It knows no penalised beam search: its beams are others."] if method == "penalised_beam" else []
+        own += (
+            ["It knows no penalised beam search: its beams are others."] if method == "penalised_beam" else []
+        )
         own += ["Its draws of nucleus sampling are others."] if method == "nucleus" else []
         own.append(
             "`generate` takes its arguments as above; it does not look at generation_config.json by itself."

@@ -35,7 +35,8 @@ def run(head: str, setting: dict) -> dict[str, torch.Tensor]:
     from aurora_ds.runtime.engine import build
 
     batch = {"vqa": asked, "caption": captions, "nlvr": pairs}[head]()
-    config = TrainConfig(global_batch_size=len(batch["image"]), lr=1e-2)
+    # a large eps, because Adam divides a gradient near zero by its size, and its rounding with it
+    config = TrainConfig(global_batch_size=len(batch["image"]), lr=1e-2, eps=1e-3)
     engine = build(tiny(head, "aurora", OPTIONS.get(head)), config, setting, total_steps=9, steps_per_epoch=9)
     held = sum(parameter.numel() for parameter in engine.task.model.parameters())
     assert (held == 0) == (engine.zero_stage == 3), "outside of a forward nothing is whole"
@@ -60,5 +61,4 @@ def run(head: str, setting: dict) -> dict[str, torch.Tensor]:
 def test_cut_parameters_give_the_same_numbers(head):
     whole, cut = (run(head, setting) for setting in STAGES.values())
     assert whole["loss 2"] < whole["loss 0"]
-    # half a percent of a step: Adam divides a small gradient by its size, and its rounding with it
-    torch.testing.assert_close(cut, whole, rtol=1e-4, atol=5e-5)
+    torch.testing.assert_close(cut, whole, rtol=1e-4, atol=1e-5)

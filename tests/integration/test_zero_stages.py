@@ -133,7 +133,7 @@ def test_one_rank_that_fails_stops_all_with_its_reason(exchange) -> None:
 
 
 def test_rank_0_looks_for_all_and_numbers_are_gathered(exchange) -> None:
-    for rank, report in enumerate(reports(exchange[0])):
+    for report in reports(exchange[0]):
         together = report["together"]
         assert together["found"] == "step-00000004" and together["object"] == {"from": 0}
         assert together["tensor"] == [1.5, 2.5]
