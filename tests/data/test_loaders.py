@@ -18,6 +18,7 @@ from aurora_ds.data.decode import open_image
 from aurora_ds.data.image import test_transform
 from aurora_ds.data.manifest import Manifest
 from aurora_ds.data.reader import ShardReader
+from aurora_ds.data.text import pre_caption
 from aurora_ds.errors import AuroraError
 
 Configs = Callable[..., RunConfig]
@@ -62,7 +63,7 @@ def test_texts_belong_to_their_images(run_config: Configs, tokenizer, manifest: 
         media, which = manifest.locate_pairs("train", batch["sample_index"].numpy())
         for row, (medium, caption) in enumerate(zip(media.tolist(), which.tolist(), strict=True)):
             sample = reader.read("train", medium)
-            ids, _ = tokenizer.encode([loader.pre_caption(sample.record["captions"][caption], 30)], 35)
+            ids, _ = tokenizer.encode([pre_caption(sample.record["captions"][caption], 30)], 35)
             length = int(batch["attention_mask"][row].sum())
             assert torch.equal(batch["input_ids"][row, :length], ids[0])
             plain = test_transform(open_image(sample.media, 10_000, "picture"), 16)

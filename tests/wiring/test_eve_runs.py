@@ -172,7 +172,8 @@ def test_adapters_are_exported_and_predict(recipes, task: str, tmp_path: Path) -
     built.task.eval()
     pair = (2,) if task == "nlvr" else ()
     media = torch.randn(2, *pair, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    said = built.wiring.predict(task_forward(built), built.tokenizer, media, ["a red boat", "a dog"])
+    with torch.inference_mode():
+        said = built.wiring.predict(task_forward(built), built.tokenizer, media, ["a red boat", "a dog"])
     assert len(said) == 2
     with pytest.raises(AuroraError, match="transformers has no model for backbone.name=eve"):
         folder.run(tmp_path / "run", "transformers", tmp_path / "other")
