@@ -7,9 +7,11 @@ moment after a drawn step): a rank, the `deepspeed` launcher, its launcher on on
 started, or a host, which loses network and processes at once, as without power. Then: the seconds until no process of
 the run is left, what was said, and, started again with `--resume auto`, whether every step is there once and every loss
 is that of the undisturbed run bit for bit. A run is killed again and again before it may end. What is done so far is
-written after every trial.
+written after every trial, each with the commit that it was of.
 
-    python scripts/bench/soak.py [--quick] [--trials 100] [--seed 1] [--one-machine]
+    python scripts/bench/soak.py [--quick] [--trials 100] [--seed 1] [--one-machine] [--add]
+
+`--add` keeps the trials of results/soak.json and goes on after their last seed, until there are `--trials` of them.
 
 `--one-machine`: two ranks under the `deepspeed` launcher on this machine, where there is no root to make hosts.
 """
@@ -35,7 +37,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from measurement import REPOSITORY, facts_line, machine_facts, markdown_table, median, write_results
+from measurement import (
+    REPOSITORY,
+    RESULTS,
+    facts_line,
+    machine_facts,
+    markdown_table,
+    median,
+    write_results,
+)
 
 from aurora_ds.multinode import launched, variables
 
@@ -71,6 +81,7 @@ class Trial:
     steps_lost: int = 0
     steps_repeated: int = 0
     losses_equal: bool = False
+    commit: str = ""
 
     def survived(self) -> bool:
         return (
@@ -119,6 +130,10 @@ def prepare(folder: Path, width: int = 32, depth: int = 2, rank: int = 4) -> Pat
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     return folder / "recipe.yaml"
+
+
+class DidNotGoOn(Exception):
+    """A run that was started again ended, or stood still, before anybody killed it."""
 
 
 class Place:
@@ -274,7 +289,9 @@ def wait_for_step(run: Run, step: int) -> None:
     end = time.monotonic() + PATIENCE_SECONDS
     while not any(each >= step for each, *_ in losses(run.output)):
         if run.started.poll() is not None or time.monotonic() > end:
-            raise SystemExit(f"The run did not come to step {step}:\n{run.said()[-4000:]}")
+            said = run.said()[-4000:]
+            run.wait(30)
+            raise DidNotGoOn(f"The run did not come to step {step}:\n{said}")
         time.sleep(0.05)
 
 
@@ -284,7 +301,7 @@ def latest(output: Path) -> int:
     return int(named.read_text().strip().removeprefix("step-")) if named.is_file() else 0
 
 
-def kill_one(place: Place, recipe: Path, output: Path, seed: int) -> Trial:
+def kill_one(place: Place, recipe: Path, output: Path, seed: int, commit: str) -> Trial:
     """Start the run, or start it again, kill, and wait until all has ended."""
     chosen = random.Random(seed)
     victims = [each for each in VICTIMS if each != "supervisor"] if place.one_machine else VICTIMS
@@ -300,14 +317,15 @@ def kill_one(place: Place, recipe: Path, output: Path, seed: int) -> Trial:
     after = last_step(output) if after else 0
     killed = run.kill(victim, chosen)
     if run.started.poll() is not None and "not there" in killed:
-        raise SystemExit(f"The run ended before it was killed:\n{run.said()[-4000:]}")
+        run.wait(30)
+        raise DidNotGoOn(f"The run ended before it was killed:\n{run.said()[-4000:]}")
     ended, left = run.wait(BOUND_SECONDS + 30)
     # who killed all of one machine leaves nobody to say so; before the ranks are there, the reason is what was killed
     silent = (victim == "host" and place.one_machine) or not after
     why = silent or any(reason in run.said() for reason in REASONS)
     if victim == "host":
         place.close()
-    return Trial(seed, killed, after, round(ended, 1), why, left, latest(output))
+    return Trial(seed, killed, after, round(ended, 1), why, left, latest(output), commit=commit)
 
 
 def last_step(output: Path) -> int:
@@ -327,6 +345,7 @@ def settle(waiting: list[Trial], output: Path, whole: list[tuple[int, float, flo
 def trials(folder: Path, count: int, first_seed: int, one_machine: bool) -> Iterator[list[Trial]]:
     """An undisturbed run, then runs that are killed again and again; all trials so far, whenever there are more."""
     recipe, place = prepare(folder), Place(folder, one_machine)
+    commit = machine_facts(1)["commit"]
     try:
         undisturbed = Run(place, recipe, folder / "whole")
         undisturbed.wait(PATIENCE_SECONDS)
@@ -335,9 +354,15 @@ def trials(folder: Path, count: int, first_seed: int, one_machine: bool) -> Iter
             raise SystemExit(f"The undisturbed run failed:\n{undisturbed.said()[-4000:]}")
         done: list[Trial] = []
         while len(done) < count:
-            output, waiting = folder / f"run-{first_seed + len(done)}", []
+            output, waiting, stuck = folder / f"run-{first_seed + len(done)}", [], False
             while len(done) + len(waiting) < count and latest(output) < LAST_KILLED:
-                trial = kill_one(place, recipe, output, first_seed + len(done) + len(waiting))
+                seed = first_seed + len(done) + len(waiting)
+                try:
+                    trial = kill_one(place, recipe, output, seed, commit)
+                except DidNotGoOn as error:  # what the kill before led to
+                    print(error, file=sys.stderr, flush=True)
+                    stuck = True
+                    break
                 if trial.after_step:
                     settle(waiting, output, whole)
                     done += waiting
@@ -345,10 +370,13 @@ def trials(folder: Path, count: int, first_seed: int, one_machine: bool) -> Iter
                     if done:
                         yield done
                 waiting.append(trial)
+            if not waiting:
+                raise SystemExit("The run does not start.")
             end = Run(place, recipe, output)
             _, left = end.wait(PATIENCE_SECONDS)
             waiting[-1].left_behind += left
             settle(waiting, output, whole)
+            waiting[-1].losses_equal &= not stuck
             if last_step(output) != STEPS:
                 waiting[-1].steps_lost += STEPS - last_step(output)
                 print(end.said()[-6000:], file=sys.stderr)
@@ -393,8 +421,26 @@ def table(done: list[Trial], one_machine: bool, wanted: int) -> str:
         + f"\n\n{where}, {STEPS} steps, ZeRO 1, seeds {done[0].seed} to {done[-1].seed}; {early} of the kills came "
         "before the first step of a launch. Survived: all processes on all hosts ended within "
         f"{BOUND_SECONDS:.0f} s and said why, and the run started again has every step once, with the losses and "
-        f"gradient norms of the undisturbed run bit for bit.\n\n{facts}\n"
+        f"gradient norms of the undisturbed run bit for bit.\n\nTrials by commit: {by_commit(done)}.\n\n{facts}\n"
     )
+
+
+def by_commit(done: list[Trial]) -> str:
+    """`22 of abc, 3 of def`."""
+    return ", ".join(
+        f"{count} of {commit}" for commit, count in Counter(each.commit for each in done).items()
+    )
+
+
+def earlier(path: Path, settings: dict[str, int]) -> list[Trial]:
+    """The trials of an earlier result, which must be of the same settings."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    theirs = {name: record[name] for name in settings}
+    if theirs != settings:
+        raise SystemExit(
+            f"The trials of {path} are of {theirs}, not of {settings}: nothing is added to them."
+        )
+    return [Trial(**trial) for trial in record["trials"]]
 
 
 def family(victim: str) -> str:
@@ -408,19 +454,23 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1, help="of the first trial; the others count on")
     parser.add_argument("--one-machine", action="store_true", help="two ranks on this machine, no hosts")
     parser.add_argument("--quick", action="store_true", help="3 trials, nothing written")
+    parser.add_argument("--add", action="store_true", help="go on after the trials of results/soak.json")
     chosen = parser.parse_args(argv)
-    count, told = 3 if chosen.quick else chosen.trials, 0
+    count = 3 if chosen.quick else chosen.trials
     reason = "" if chosen.one_machine else separate_hosts.missing()
     if reason:
         raise SystemExit(f"{reason}; or give --one-machine")
-    done: list[Trial] = []
+    settings = {"hosts": 1 if chosen.one_machine else 2, "steps": STEPS}
+    before = earlier(RESULTS / "soak.json", settings) if chosen.add else []
+    first = max((trial.seed for trial in before), default=chosen.seed - 1) + 1
+    done, told = before, len(before)
     with tempfile.TemporaryDirectory() as scratch:
-        for done in trials(Path(scratch), count, chosen.seed, chosen.one_machine):
+        for more in trials(Path(scratch), count - len(before), first, chosen.one_machine):
+            done = before + more
             for trial in done[told:]:
                 print(json.dumps(asdict(trial) | {"survived": trial.survived()}), flush=True)
             told = len(done)
-            record = {"hosts": 1 if chosen.one_machine else 2, "steps": STEPS, "wanted": count}
-            record["trials"] = [asdict(trial) for trial in done]
+            record = settings | {"wanted": count, "trials": [asdict(trial) for trial in done]}
             write_results("soak", record, table(done, chosen.one_machine, count), chosen.quick)
     return 0 if all(trial.survived() for trial in done) else 1
 

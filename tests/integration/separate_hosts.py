@@ -11,6 +11,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -89,6 +90,7 @@ class Hosts:
 
     folder: Path
     switch: subprocess.Popen
+    scratch: tempfile.TemporaryDirectory
     hosts: list[Host] = field(default_factory=list)
 
     def __getitem__(self, number: int) -> Host:
@@ -105,11 +107,12 @@ class Hosts:
         _in_network(self.switch, "ip", "link", "set", f"port{number}", state)
 
     def close(self) -> None:
-        """End every host."""
+        """End every host, and remove what they left in their folders for temporary files."""
         for host in self.hosts:
             host.kill()
         self.switch.kill()
         self.switch.wait(30)
+        self.scratch.cleanup()
 
 
 def start(
@@ -127,12 +130,16 @@ def start(
     folder.mkdir(parents=True)
     names = [f"host{number + 1}" for number in range(count)]
     _write_keys(folder, names)
-    hosts = Hosts(folder, _started([*_ALONE, "bash", "-c", _SWITCH]))
+    # not in `folder`, which may be long: a socket's path has 107 bytes
+    scratch = tempfile.TemporaryDirectory(prefix="hosts-", dir="/tmp", ignore_cleanup_errors=True)
+    hosts = Hosts(folder, _started([*_ALONE, "bash", "-c", _SWITCH]), scratch)
     try:
         for number, name in enumerate(names):
             address, home = f"{NETWORK}.{number + 1}", folder / name
+            temporary = Path(scratch.name) / name
             home.mkdir()
-            own = {"HOME": str(home), "TMPDIR": str(home), **(variables or {}).get(number, {})}
+            temporary.mkdir()
+            own = {"HOME": str(home), "TMPDIR": str(temporary), **(variables or {}).get(number, {})}
             (folder / f"{name}.sshd").write_text(_sshd(folder, own))
             pairs = [f"{mine}={theirs}" for mine, theirs in (mounts or {}).get(number, {}).items()]
             path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
