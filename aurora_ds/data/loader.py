@@ -7,19 +7,16 @@ before it.
 
 from __future__ import annotations
 
-import gc
-import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from aurora_ds.config import RunConfig
-from aurora_ds.data.batch_memory import BatchMemory, FilledSlot, Filling, keep_freed_memory
+from aurora_ds.data.batch_memory import Filling
+from aurora_ds.data.batch_workers import Batches, BatchLoader, batch_loader
 from aurora_ds.data.blank import BlankMedium
 from aurora_ds.data.manifest import Manifest
 from aurora_ds.data.media import NO_MOMENT, MediaReader, Medium, all_annotations, annotation
@@ -29,9 +26,7 @@ from aurora_ds.data.plan import TrainPlan, evaluation_share
 from aurora_ds.data.questions import answered
 from aurora_ds.data.reader import ShardReader
 from aurora_ds.data.text import caption_rule
-from aurora_ds.data.unreadable import Limit, TooManyUnreadable, read_or_replace
-from aurora_ds.data.waiting import ReadingBoard, Watch
-from aurora_ds.data.worker_signals import end_only_with_the_run
+from aurora_ds.data.unreadable import Limit, read_or_replace
 from aurora_ds.errors import AuroraError
 
 
@@ -43,82 +38,7 @@ class Tokenizer(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class _Failure:
-    """An AuroraError on its way out of a worker: raised there, DataLoader would put a stack trace into its message."""
-
-    message: str
-    bad: tuple[dict[str, Any], ...] = ()
-
-
-class BatchLoader:
-    """Iterates batches; len() is exact. A shell over DataLoader that raises errors of workers as they were, tells of
-    long waits, and stops when too much is unreadable."""
-
-    def __init__(
-        self, batches: DataLoader, board: ReadingBoard, slow_seconds: float, limit: Limit | None = None
-    ):
-        self.batches, self.board, self.slow_seconds, self.limit = batches, board, slow_seconds, limit
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        iterator = iter(self.batches)
-        try:
-            with Watch(self.board, self.slow_seconds) as watch:
-                while True:
-                    watch.begin()
-                    batch = _next(iterator)
-                    watch.end()
-                    if batch is None:
-                        return
-                    if isinstance(batch, _Failure):
-                        raise (
-                            TooManyUnreadable(batch.message, list(batch.bad))
-                            if batch.bad
-                            else AuroraError(batch.message)
-                        )
-                    if self.limit is not None:
-                        self.limit.add(batch["bad"])
-                    if isinstance(batch["image"], FilledSlot):
-                        batch["image"] = batch["image"].tensor()
-                    yield batch
-        finally:
-            # Its workers end with its last reference; left to a traceback or to garbage collection, that takes seconds.
-            del iterator
-
-
-def _next(iterator: Iterator[Any]) -> dict[str, Any] | _Failure | None:
-    """The next item, or None at the end."""
-    try:
-        return next(iterator, None)
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error) or "Caught" in str(error):
-            raise
-        raise AuroraError(
-            "A data worker process was killed, perhaps because memory ran out. Use fewer data.workers or a smaller "
-            "data.prefetch and resume."
-        ) from error
-
-
-class _Batches(Dataset):
-    """Item n is `batch(n)`, or the failure to make it: the mapping that DataLoader's workers share."""
-
-    batch: Callable[[int], dict[str, Any]]
-    media: MediaReader
-    memory: BatchMemory | None = None
-
-    def __getitem__(self, number: int) -> dict[str, Any] | _Failure:
-        try:
-            return self.batch(number)
-        except TooManyUnreadable as error:
-            return _Failure(str(error), tuple(error.bad))
-        except AuroraError as error:
-            return _Failure(str(error))
-
-
-class _TrainBatches(_Batches):
+class _TrainBatches(Batches):
     """Item n is micro-batch n of the epoch. `texts` makes its tensors of the annotations, `every`: of all that each
     medium has."""
 
@@ -195,7 +115,7 @@ class _TrainBatches(_Batches):
         return np.random.Generator(np.random.Philox(key))
 
 
-class _EvaluationBatches(_Batches):
+class _EvaluationBatches(Batches):
     """Item n is the n-th batch of this rank's media."""
 
     def __init__(
@@ -293,7 +213,7 @@ def annotated_loader(
     numbers = range(start_step * plan.accumulation, len(batches))
     limit = Limit(config.data.max_bad_share, plan.steps_per_epoch * plan.global_batch_size)
     rows = plan.global_batch_size // plan.world_size // plan.accumulation
-    return _loader(config, batches, numbers, rows, limit)
+    return batch_loader(config, batches, numbers, rows, limit)
 
 
 def eval_image_loader(
@@ -314,7 +234,7 @@ def eval_image_loader(
     listed = range(manifest.media(split)) if indices is None else [int(index) for index in indices]
     media = [listed[position] for position in evaluation_share(len(listed), world_size, rank)]
     batches = _EvaluationBatches(config, manifest, split, media, batch_size)
-    return _loader(config, batches, range(len(batches)), batch_size)
+    return batch_loader(config, batches, range(len(batches)), batch_size)
 
 
 def eval_texts(
@@ -358,47 +278,3 @@ def pad_texts(input_ids: Sequence[Tensor], pad_id: int) -> tuple[Tensor, Tensor]
     padded = torch.nn.utils.rnn.pad_sequence(list(input_ids), batch_first=True, padding_value=pad_id)
     lengths = torch.tensor([len(row) for row in input_ids])
     return padded, (torch.arange(padded.shape[1]) < lengths[:, None]).long()
-
-
-def _loader(
-    config: RunConfig, batches: _Batches, numbers: range, rows: int, limit: Limit | None = None
-) -> BatchLoader:
-    """A loader of the items `numbers`, of at most `rows` media each."""
-    # A single batch is made faster here than in a process that must be started for it.
-    workers = min(config.data.workers, len(numbers)) if len(numbers) > 1 else 0
-    board = ReadingBoard(workers, batches.media.place)
-    batches.media.note = board.note
-    if workers:
-        # as many as can be under way, and two for the run that reads them; each takes two file descriptors
-        slots = min(workers * config.data.prefetch + 2, 100)
-        batches.memory = _batch_memory(
-            slots, rows * config.data.video.frames * 3 * config.backbone.vision.image_size**2
-        )
-    loader = DataLoader(
-        batches,
-        batch_size=None,
-        sampler=numbers,
-        num_workers=workers,
-        prefetch_factor=config.data.prefetch if workers else None,
-        # fork: a start costs milliseconds; workers run no CUDA and one thread, which is what fork needs to be safe.
-        multiprocessing_context="fork" if workers else None,
-        worker_init_fn=_prepare_worker if workers else None,
-        pin_memory=torch.cuda.is_available(),
-    )
-    return BatchLoader(loader, board, config.data.slow_seconds, limit)
-
-
-def _batch_memory(slots: int, floats: int) -> BatchMemory | None:
-    try:
-        return BatchMemory(slots, floats)
-    except OSError:  # every batch then takes memory of its own
-        return None
-
-
-def _prepare_worker(worker: int) -> None:
-    # The tokenizers library warns once per fork unless told that its threads are not wanted here.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    keep_freed_memory()
-    end_only_with_the_run()
-    # Objects of the main process need no collecting here; looking at them would copy their pages.
-    gc.freeze()
