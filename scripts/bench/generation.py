@@ -195,7 +195,13 @@ def measure(
     return {"seconds": seconds, "processor_seconds": processor, "peak_mb": peak_memory_mb(), "found": found}
 
 
-def settled(kind: str, runs: dict[str, list[dict[str, Any]]], options: list[str], threads: int) -> list[int]:
+def settled(
+    kind: str,
+    runs: dict[str, list[dict[str, Any]]],
+    options: list[str],
+    threads: int,
+    script: str = "generation.py",
+) -> list[int]:
     """The items of which any run found something else than the first one, done again in fp64 both ways.
 
     Raises SystemExit when they differ there too: then it is no tie."""
@@ -204,7 +210,7 @@ def settled(kind: str, runs: dict[str, list[dict[str, Any]]], options: list[str]
     ties = [item for item, one in enumerate(first) if any(each[item] != one for each in found)]
     if ties:
         options = [*options, "--kind", kind, "--again", *map(str, ties)]
-        both = [fresh_process("generation.py", ["--measure", name, *options], threads) for name in runs]
+        both = [fresh_process(script, ["--measure", name, *options], threads) for name in runs]
         print(f"{kind}: {ties} differ in fp32, done again in fp64", flush=True)
         wrong = [
             tie

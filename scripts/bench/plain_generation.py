@@ -1,4 +1,5 @@
-"""The plain baseline of written and ranked answers: the published procedures (BLIP §4 as released), on our decoder.
+"""The plain baseline of written and ranked answers: the published procedures (BLIP §4 and mPLUG as released), on our
+decoder.
 
 No cache: each step reads the whole texts again. Image tokens or question states are repeated for every beam and
 every answer, and their keys and values computed anew each time. Every beam is a row from the first step on.
@@ -82,6 +83,37 @@ def beam_search(
             if not done[image]:
                 keep(image, totals[image, beam].item(), ids[image * beams + beam])
     return [(each[-1][1], each[-1][0]) for each in finished]
+
+
+@torch.no_grad()
+def penalised_search(
+    decoder: TextDecoder, context: Tensor, prompt: Tensor, settings: GenerationConfig, end: int
+) -> list[tuple[list[int], float]]:
+    """mPLUG's search: for each context (B, N, D) the best text after `prompt` (1, P) with its end token and what may
+    follow it, and its score. An image whose best text is finished leaves the batch."""
+    beams, begin = settings.beams, prompt.shape[1]
+    kept: list[list[tuple[float, list[int]]]] = [[] for _ in context]
+    images = torch.arange(len(context))
+    ids = prompt.repeat(len(context) * beams, 1)
+    running = context.new_tensor([0.0] + [-1e20] * (beams - 1)).repeat(len(context), 1)
+    while len(images):
+        memory = context[images].repeat_interleave(beams, dim=0)
+        scores = adjusted(next_logits(decoder, ids, memory, None).log_softmax(1), ids, settings, end)
+        penalty = ((6 + ids.shape[1] - begin) / 6) ** 0.6
+        scores = (scores.unflatten(0, (len(images), beams)) + running[..., None]) / penalty
+        best = scores.flatten(1).topk(beams)
+        rows = torch.arange(len(images))[:, None] * beams + best.indices // scores.shape[2]
+        tokens = best.indices % scores.shape[2]
+        ids = torch.cat([ids[rows.flatten()], tokens.view(-1, 1)], dim=1)
+        running = best.values * penalty
+        ended = (tokens == end) | (ids.shape[1] == settings.max_length)
+        for row, image in enumerate(images.tolist()):
+            for beam in range(beams):
+                if ended[row, 0] or ended[row, beam]:
+                    kept[image].append((best.values[row, beam].item(), ids[row * beams + beam].tolist()))
+        left = ~ended[:, 0]
+        ids, images, running = ids[left.repeat_interleave(beams)], images[left], running[left]
+    return [max(((text, score) for score, text in each), key=lambda found: found[1]) for each in kept]
 
 
 @torch.no_grad()
