@@ -102,11 +102,19 @@ class DataConfig(Section):
         "window brings the pairs of a medium together",
     )
     augment: Literal["train", "none"] = Field(
-        "train", description="train: crop, flip, RandAugment as published; none: test transform"
+        "train", description="train: crop, flip, jitter of colours, RandAugment; none: test transform"
     )
     crop_scale: tuple[float, float] = (0.5, 1.0)
     horizontal_flip: bool = True
     randaugment: bool = True
+    randaugment_level: int = Field(5, ge=0, le=10, description="strength of its operations; EVE: 7")
+    colour_jitter: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="how far brightness, contrast and saturation change; EVE: 0.4, without RandAugment. Visual "
+        "grounding has its own (grounding.colour_jitter)",
+    )
     max_pixels: PositiveInt = Field(
         100_000_000, description="images with more pixels are refused before decoding"
     )

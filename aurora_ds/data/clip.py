@@ -16,7 +16,7 @@ from torch import Tensor
 
 from aurora_ds.data.bad_sample import BadSample
 from aurora_ds.data.decode import open_image
-from aurora_ds.data.image import write_pixels, write_test, write_train
+from aurora_ds.data.image import PUBLISHED, Augmentation, write_pixels, write_test, write_train
 from aurora_ds.data.reader import Sample
 from aurora_ds.data.sampling import CLIP_SECONDS, ShortClips, Strategy, choose
 from aurora_ds.data.video import Decoder, sample_frames
@@ -98,33 +98,26 @@ def train_clip_transform(
     frames: np.ndarray,
     size: int,
     random: np.random.Generator,
-    crop_scale: tuple[float, float] = (0.5, 1.0),
-    horizontal_flip: bool = True,
-    randaugment: bool = True,
+    augmentation: Augmentation = PUBLISHED,
 ) -> Tensor:
     """uint8 (T, H, W, 3) -> float32 (T, 3, size, size), normalised, every frame augmented by the same draws.
 
     One crop, one flip and the same operations for all frames, so that nothing moves that did not move in the clip.
     """
     out = torch.empty(len(frames), 3, size, size)
-    write_train_clip(frames, out.numpy(), random, crop_scale, horizontal_flip, randaugment)
+    write_train_clip(frames, out.numpy(), random, augmentation)
     return out
 
 
 def write_train_clip(
-    frames: np.ndarray,
-    rows: np.ndarray,
-    random: np.random.Generator,
-    crop_scale: tuple[float, float],
-    horizontal_flip: bool,
-    randaugment: bool,
+    frames: np.ndarray, rows: np.ndarray, random: np.random.Generator, augmentation: Augmentation
 ) -> None:
     """train_clip_transform into `rows`, float32 (T, 3, size, size)."""
     ours = copy.deepcopy(random)
     for number, (frame, planes) in enumerate(zip(frames, rows, strict=True)):
         # The last frame draws from `random` itself, which so ends where one image would leave it.
         draws = random if number == len(frames) - 1 else copy.deepcopy(ours)
-        write_train(Image.fromarray(frame), planes, draws, crop_scale, horizontal_flip, randaugment)
+        write_train(Image.fromarray(frame), planes, draws, augmentation)
 
 
 def _stored_times(sample: Sample) -> tuple[np.ndarray, float]:

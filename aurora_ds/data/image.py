@@ -1,27 +1,48 @@
-"""Image transforms of BLIP (arXiv 2201.12086, released code): RGB image -> float32 (3, size, size).
+"""Image transforms of BLIP (arXiv 2201.12086, released code) and EVE: RGB image -> float32 (3, size, size).
 
-Training: random crop of crop_scale of the area, bicubic to size, flip, RandAugment(2, 5). Test: bicubic to (size,
-size), aspect not kept. Then /255, minus mean, over deviation. The write_ functions fill rows of a batch by NumPy alone:
-a decoded image has emptied the caches, and a few calls of PyTorch then cost as much as the work between them.
+Training: random crop of crop_scale of the area, bicubic to size, flip, then RandAugment(2, 5), or as EVE has it
+nothing, jitter of colours or RandAugment(2, 7). Test: bicubic to (size, size), aspect not kept. Then /255, minus mean, over
+deviation. The write_ functions fill rows of a batch by NumPy alone: a decoded image has emptied the caches, and a few
+calls of PyTorch then cost as much as the work between them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from aurora_ds.config import DataConfig
 from aurora_ds.config.pixels import DEVIATION, MEAN
+from aurora_ds.data.colours import draw_colours, with_colours
 from aurora_ds.data.decode import open_image as open_image
 from aurora_ds.data.randaugment import rand_augment
 
 ASPECT = (3 / 4, 4 / 3)  # of random crops
 RANDAUGMENT_OPERATIONS = 2
-RANDAUGMENT_LEVEL = 5
+
+
+class Augmentation(NamedTuple):
+    """What is drawn for an image in training. Named as in `data`, where each is said."""
+
+    crop_scale: tuple[float, float] = (0.5, 1.0)
+    horizontal_flip: bool = True
+    randaugment: bool = True
+    randaugment_level: int = 5
+    colour_jitter: float = 0.0
+
+    @classmethod
+    def of(cls, data: DataConfig) -> Augmentation:
+        """As configured."""
+        return cls(*(getattr(data, name) for name in cls._fields))
+
+
+PUBLISHED = Augmentation()  # for BLIP
 
 
 def test_transform(image: Image.Image, size: int) -> Tensor:
@@ -44,37 +65,29 @@ def write_test(image: Image.Image, planes: np.ndarray) -> None:
 
 
 def train_transform(
-    image: Image.Image,
-    size: int,
-    random: np.random.Generator,
-    crop_scale: tuple[float, float] = (0.5, 1.0),
-    horizontal_flip: bool = True,
-    randaugment: bool = True,
+    image: Image.Image, size: int, random: np.random.Generator, augmentation: Augmentation = PUBLISHED
 ) -> Tensor:
     """RGB image -> float32 (3, size, size), augmented with draws from `random` only, normalised."""
     out = torch.empty(3, size, size)
-    write_train(image, out.numpy(), random, crop_scale, horizontal_flip, randaugment)
+    write_train(image, out.numpy(), random, augmentation)
     return out
 
 
 def write_train(
-    image: Image.Image,
-    planes: np.ndarray,
-    random: np.random.Generator,
-    crop_scale: tuple[float, float],
-    horizontal_flip: bool,
-    randaugment: bool,
+    image: Image.Image, planes: np.ndarray, random: np.random.Generator, augmentation: Augmentation
 ) -> None:
     """train_transform into `planes`, float32 (3, size, size)."""
-    left, top, width, height = random_crop(image.width, image.height, crop_scale, random)
+    left, top, width, height = random_crop(image.width, image.height, augmentation.crop_scale, random)
     # Crop, then resize: with resize(box=…) Pillow's filter would also see pixels outside the crop.
     image = image.crop((left, top, left + width, top + height))
     image = image.resize((planes.shape[-1], planes.shape[-1]), Image.Resampling.BICUBIC)
-    if horizontal_flip and random.random() < 0.5:
+    if augmentation.horizontal_flip and random.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if augmentation.colour_jitter:
+        image = with_colours(image, draw_colours(augmentation.colour_jitter, random))
     pixels = np.asarray(image)
-    if randaugment:
-        pixels = rand_augment(pixels, RANDAUGMENT_OPERATIONS, RANDAUGMENT_LEVEL, random)
+    if augmentation.randaugment:
+        pixels = rand_augment(pixels, RANDAUGMENT_OPERATIONS, augmentation.randaugment_level, random)
     write_pixels(pixels, planes)
 
 

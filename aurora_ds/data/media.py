@@ -18,7 +18,7 @@ from aurora_ds.config import RunConfig, VideoConfig
 from aurora_ds.data.blank import BlankMedium, read_blank
 from aurora_ds.data.clip import sample_clip, write_clip, write_train_clip
 from aurora_ds.data.decode import open_image
-from aurora_ds.data.image import write_test, write_train
+from aurora_ds.data.image import Augmentation, write_test, write_train
 from aurora_ds.data.manifest import Manifest
 from aurora_ds.data.moments import stretch
 from aurora_ds.data.placement import centred
@@ -57,10 +57,9 @@ class Medium:
         """Transforms it into `out`, float32 of `shape`. `random`: augmented with draws from it; None: not.
 
         For grounding an image keeps its proportions (placement.py); training places it with its phrase."""
-        data = config.data
         if config.task == "grounding" and isinstance(self.pixels, Image.Image):
             return centred(*self.pixels.size, out.shape[-1]).write(self.pixels, out)
-        options = (random, data.crop_scale, data.horizontal_flip, data.randaugment)
+        options = (random, Augmentation.of(config.data))
         if isinstance(self.pixels, np.ndarray):
             if random is None:
                 write_clip(self.pixels, out)

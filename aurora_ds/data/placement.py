@@ -15,9 +15,10 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageEnhance
+from PIL import Image
 
 from aurora_ds.config import GroundingConfig
+from aurora_ds.data.colours import Changes, draw_colours, with_colours
 from aurora_ds.data.image import write_pixels
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
@@ -30,7 +31,6 @@ CROP_SIDES = (384, 600)
 CROP_TRIES = 20
 STEPS, STEP_SHARE = 7, 20  # the long side is shorter by 0 to 6 twentieths
 COLOUR_CHANCE = 0.8
-_COLOURS = ("Brightness", "Contrast", "Color")
 _SUFFIX = r"(?=(?:most|hand|side|wards?)?\b)"
 _SIDES = re.compile(rf"\b(left|right){_SUFFIX}")
 _PLACES = re.compile(rf"\b(?:left|right|top|bottom|middle){_SUFFIX}")
@@ -50,7 +50,7 @@ class Placement:
     left: int
     top: int
     mirrored: bool = False
-    colours: tuple[tuple[str, float], ...] = ()
+    colours: Changes = ()
 
     def into(self, box: Box) -> Box:
         """A box in pixels of the image -> what the region shows of it, in shares of the square."""
@@ -78,8 +78,7 @@ class Placement:
     def write(self, image: Image.Image, planes: np.ndarray) -> None:
         """RGB image -> `planes`, float32 (3, size, size), normalised."""
         image = image.resize((self.width, self.height), Image.Resampling.BILINEAR, box=self.region)
-        for what, factor in self.colours:
-            image = getattr(ImageEnhance, what)(image).enhance(factor)
+        image = with_colours(image, self.colours)
         if self.mirrored:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         planes.fill(0)
@@ -152,10 +151,7 @@ def _crop(
     return (0, 0, width, height), zoom, (wide, high)
 
 
-def _colours(strength: float, random: np.random.Generator) -> tuple[tuple[str, float], ...]:
+def _colours(strength: float, random: np.random.Generator) -> Changes:
     if not strength or random.random() >= COLOUR_CHANCE:
         return ()
-    return tuple(
-        (_COLOURS[which], float(random.uniform(1 - strength, 1 + strength)))
-        for which in random.permutation(len(_COLOURS))
-    )
+    return draw_colours(strength, random)

@@ -139,3 +139,31 @@ def test_operations_are_drawn_evenly_and_done_half_the_time(monkeypatch: pytest.
     assert len(shares) == 10 and all(abs(share - 0.1) < 0.02 for share in shares.values())
     assert {share for _, share, _ in calls} == {0.5}
     assert abs(sum(sign for *_, sign in calls) / len(calls)) < 0.05
+
+
+def test_at_eves_level_operations_have_the_published_strengths(pixels: np.ndarray) -> None:
+    """M = 7: factors of 1.36, shears of 0.21, shifts of 7 pixels, turns of 21 degrees, to either side."""
+    expected = {
+        "Brightness": lambda sign: randaugment.brightness(pixels, 1.36),
+        "Sharpness": lambda sign: randaugment.sharpness(pixels, 1.36),
+        "ShearX": lambda sign: randaugment.shear_x(pixels, sign * 0.21),
+        "ShearY": lambda sign: randaugment.shear_y(pixels, sign * 0.21),
+        "TranslateX": lambda sign: randaugment.translate_x(pixels, sign * 7),
+        "TranslateY": lambda sign: randaugment.translate_y(pixels, sign * 7),
+        "Rotate": lambda sign: randaugment.rotate(pixels, sign * 21),
+    }
+    for name, operation in OPERATIONS:
+        for sign in (-1, 1):
+            found = operation(pixels, 7 / 10, sign)
+            if name in expected:
+                assert np.array_equal(found, expected[name](sign)) and not np.array_equal(found, pixels), name
+    assert {name for name, _ in OPERATIONS} == {*expected, "Identity", "AutoContrast", "Equalize"}
+
+
+def test_the_level_reaches_every_operation(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares: set[float] = set()
+    recorders = tuple((name, lambda p, share, sign: shares.add(share) or p) for name, _ in OPERATIONS)
+    monkeypatch.setattr(randaugment, "OPERATIONS", recorders)
+    for number in range(20):
+        rand_augment(np.zeros((2, 2, 3), np.uint8), 2, 7, np.random.default_rng(number))
+    assert shares == {0.7}
