@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import multiprocessing.queues
 import multiprocessing.util
 import os
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
@@ -54,9 +56,10 @@ class BatchLoader:
         try:
             with Watch(self.board, self.slow_seconds) as watch:
                 while True:
-                    watch.begin()
-                    batch = _next(iterator)
-                    watch.end()
+                    with _killed_worker_in_words():
+                        watch.begin()
+                        batch = next(iterator, None)
+                        watch.end()
                     if batch is None:
                         return
                     if isinstance(batch, _Failure):
@@ -75,10 +78,11 @@ class BatchLoader:
             del iterator
 
 
-def _next(iterator: Iterator[Any]) -> dict[str, Any] | _Failure | None:
-    """The next item, or None at the end."""
+@contextlib.contextmanager
+def _killed_worker_in_words() -> Iterator[None]:
+    """DataLoader tells of a worker's end by an error out of a signal handler, so at any line of the main thread."""
     try:
-        return next(iterator, None)
+        yield
     except RuntimeError as error:
         if "DataLoader worker" not in str(error) or "Caught" in str(error):
             raise
@@ -153,6 +157,7 @@ def _prepare_worker(worker: int) -> None:
 def _end_with(error: Exception, batch: object) -> None:
     """In the place of multiprocessing's printing, which loses the batch and lets the run wait for it for ever."""
     traceback.print_exception(error)
+    sys.stderr.flush()
     os._exit(1)
 
 
