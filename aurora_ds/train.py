@@ -28,6 +28,7 @@ from aurora_ds.prompts.kernel_path import warm_up
 from aurora_ds.recipe import load_config, to_yaml
 from aurora_ds.report import attach_report, hyperparameters
 from aurora_ds.runtime import changes, checkpoint, failure, inspection, process_group
+from aurora_ds.runtime.ahead import Ahead
 from aurora_ds.runtime.engine import Engine, StepReport, build
 from aurora_ds.runtime.guards import Guards, NotFinite
 from aurora_ds.runtime.heartbeat import BACKWARD, FORWARD, SAVING, Heartbeat
@@ -200,27 +201,29 @@ class Training:
             self.wiring.every_annotation,
         )
         self.engine.train()
-        batches = self.window.timed(iter(loader))
+        ahead = Ahead(self.window.timed(iter(loader)), self.quarantine, self.heartbeat.stop)
         last = min((epoch + 1) * self.steps_per_epoch, self.last_step)
         while self.engine.step < last and not self.stopped:
             step = self.engine.step + 1
             measure = self._is_logged(step) or self.traces.wanted(step)
             with self.traces.step(step), self.times.step(measure):
-                report = self._step(batches)
+                report = self._step(ahead, is_last=step == last)
             if report is not None:
                 self._after_step(report)
+            if ahead.asked_to_end:
+                self.stopped = self.heartbeat.stop.agreed()
 
-    def _step(self, batches: Iterator[dict[str, Any]]) -> StepReport | None:
-        """One optimizer step; None, and nothing done, when the ranks agree to end before it."""
+    def _step(self, ahead: Ahead, is_last: bool) -> StepReport | None:
+        """One optimizer step; None, and nothing done, when the ranks agree to end before an epoch's first one."""
         train, report, losses, batch = self.config.train, None, {}, {}
-        self.stopped = self.heartbeat.stop.agreed()
-        if self.stopped:
-            return self.times.forget()
+        if not ahead.there:
+            self._read(ahead, self.engine.step + 1)
+            ahead.agree()
+            if ahead.asked_to_end:
+                return self.times.forget()
         for micro in range(train.accumulation):
-            self.heartbeat.at("waiting for data", self.engine.step + 1)
-            with self.times.part("data"):
-                batch = self.quarantine.next(batches)
-            self.heartbeat.at(FORWARD)
+            batch = ahead.take()
+            self.heartbeat.at(FORWARD, self.engine.step + 1)
             process_group.seed_step(self.config.seed, self.engine.step, micro)
             with self.times.part("forward"):
                 losses = self.engine.forward(
@@ -228,15 +231,24 @@ class Training:
                     what="loss",
                     **self.wiring.loss_arguments(self.engine.step, micro, self.steps_per_epoch),
                 )
+            ends_step = micro + 1 == train.accumulation
+            if not (ends_step and is_last):
+                self._read(ahead, self.engine.step + 1 + ends_step)
+            self.heartbeat.at(BACKWARD, self.engine.step + 1)
             with self._kept_for_inspection(self.engine.step + 1, batch, losses):
-                self.guards.check_losses(losses, batch["keys"], self.engine.step + 1)
-            self.heartbeat.at(BACKWARD)
+                self.guards.check_losses(losses, batch["keys"], self.engine.step + 1, ahead.agree)
             measure = (self.engine.step + 1) % self.config.monitor.log_every == 0
             report = self.engine.backward_and_step(losses["loss"], measure_update=measure)
             self.window.add(losses, batch)
         with self._kept_for_inspection(report.step, batch, losses):
             self.guards.after_step(report)
         return report
+
+    def _read(self, ahead: Ahead, step: int) -> None:
+        """Wait for a batch of `step`, while a GPU still works on what it was given."""
+        self.heartbeat.at("waiting for data", step)
+        with self.times.part("data"):
+            ahead.read()
 
     def _is_logged(self, step: int) -> bool:
         return step % self.config.monitor.log_every == 0 or step == self.last_step

@@ -6,8 +6,8 @@ steps each must have moved by more than weight decay moves it. A loss that is no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ class Guards:
         self.moved_after = moved_after
         self._steps_seen = 0
         self._skipped_in_a_row = 0
-        self._decay = dict.fromkeys(engine.trainables, 1.0)
+        self._decay = dict.fromkeys(engine.shapes, 1.0)
         self._finite: dict[str, Tensor] = {}
         self._hooks: list[Any] = []
         self._check_optimizer()
@@ -43,22 +43,30 @@ class Guards:
         start = engine.trainable_values()
         self._start: dict[str, Tensor] | None = start if process_group.rank() == 0 else {}
 
-    def check_losses(self, losses: dict[str, Tensor], keys: Sequence[str], step: int) -> None:
+    def check_losses(
+        self,
+        losses: dict[str, Tensor],
+        keys: Sequence[str],
+        step: int,
+        agree: Callable[[Tensor], bool] = lambda finite: not process_group.any_rank(not finite),
+    ) -> None:
         """Raise NotFinite on every rank when a loss on any rank is not finite, with that rank's sample keys.
 
         Called before backward, so the weights are still those of the last good step. Collective; one device sync.
+        `agree`: whether it is true on all ranks what is true here.
         """
         scalars = {name: value.detach() for name, value in losses.items() if isinstance(value, Tensor)}
         finite = torch.stack([torch.isfinite(value).all() for value in scalars.values()]).all()
-        message = ""
-        if not finite.item():
-            bad = [name for name, value in scalars.items() if not torch.isfinite(value).all()]
+        if agree(finite):
+            return
+        bad, message = [name for name, value in scalars.items() if not torch.isfinite(value).all()], ""
+        if bad:
             message = (
                 f"The loss is not finite in step {step}: {', '.join(bad)}, on the samples {', '.join(keys)}. The "
                 "weights were not updated and the last checkpoint is kept. Look at these samples, lower train.lr, "
                 "or set train.clip_norm."
             )
-        _agree(not message, message)
+        _stop_together(not message, message)
 
     def after_step(self, report: StepReport) -> None:
         """The checks that are due after one optimizer step. Collective; costs nothing once the run is past them."""
@@ -111,7 +119,7 @@ class Guards:
         if self.engine.config.precision == "fp16" and self._skipped_in_a_row <= _MOST_SKIPPED:
             return
         named = f" for {_listed(broken)}" if broken else ""
-        _agree(
+        _stop_together(
             False,
             f"The gradients are not finite in step {step}{named}, so the weights were not updated. The last "
             "checkpoint is kept. Lower train.lr, set train.clip_norm, or use train.precision fp32, and resume.",
@@ -152,9 +160,9 @@ class Guards:
         process_group.agree(not message, message)
 
 
-def _agree(finite: bool, message: str) -> None:
+def _stop_together(finite: bool, message: str) -> NoReturn:
     try:
-        process_group.agree(finite, message)
+        process_group.stop_together(finite, message)
     except AuroraError as error:
         raise NotFinite(str(error)) from error
 

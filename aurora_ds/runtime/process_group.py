@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -214,11 +214,14 @@ def gather_numbers(values: list[float]) -> list[list[float]]:
 
 def any_rank(here: bool) -> bool:
     """Whether it is so on at least one rank. Collective."""
-    if world_size() == 1:
-        return here
-    flag = torch.tensor([1 if here else 0], dtype=torch.int32, device=device())
-    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-    return bool(flag.item())
+    return any_of(torch.tensor([here], dtype=torch.int32, device=device()))[0]
+
+
+def any_of(here: torch.Tensor) -> list[bool]:
+    """For each of several flags (int32 on this rank's device, overwritten) whether a rank has it. One collective."""
+    if world_size() > 1:
+        dist.all_reduce(here, op=dist.ReduceOp.MAX)
+    return here.bool().tolist()
 
 
 def agree(ok: bool, message: str = "") -> None:
@@ -226,18 +229,14 @@ def agree(ok: bool, message: str = "") -> None:
 
     The error holds the message of each rank that failed. Collective: every rank must call it.
     """
-    if world_size() == 1:
-        if not ok:
-            raise AuroraError(message)
-        return
-    flag = torch.tensor([1 if ok else 0], dtype=torch.int32, device=device())
-    dist.all_reduce(flag, op=dist.ReduceOp.MIN)
-    if flag.item():
-        return
-    reports: list[tuple[bool, str]] = [(True, "")] * world_size()
-    dist.all_gather_object(reports, (ok, message))
+    if any_rank(not ok):
+        stop_together(ok, message)
+
+
+def stop_together(ok: bool, message: str) -> NoReturn:
+    """What `agree` does once all ranks know that not all bring ok=True."""
     failures: dict[str, list[int]] = {}
-    for number, (fine, text) in enumerate(reports):
+    for number, (fine, text) in enumerate(gather_objects((ok, message))):
         if not fine:
             failures.setdefault(text, []).append(number)
     if len(failures) == 1 and next(iter(failures.values())) in ([0], list(range(world_size()))):

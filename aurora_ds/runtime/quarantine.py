@@ -32,25 +32,32 @@ class Quarantine:
         if fresh and process_group.rank() == 0:
             self.path.unlink(missing_ok=True)
         self._mine: list[dict[str, Any]] = []
+        self._next: dict[str, Any] = {"bad": []}
+        self._wrong = ""
         self._listed: set[tuple[Any, ...]] | None = None
         self.reasons: Counter[str] = Counter()  # over all ranks, since this process began
         self.shards: Counter[tuple[str, str]] = Counter()  # (shard, reason)
 
-    def next(self, batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
-        """The next batch. What is wrong with the data on one rank stops all of them with its message. Collective."""
-        batch, message = None, ""
+    def read(self, batches: Iterator[dict[str, Any]]) -> None:
+        """Read the next batch for `take`. What is wrong with the data is kept until then."""
         try:
-            batch = next(batches)
-            self._mine += batch["bad"]
+            self._next, self._wrong = next(batches), ""
         except AuroraError as error:
-            message = str(error)
-            self._mine += getattr(error, "bad", [])
-        try:
-            process_group.agree(not message, message)
-        except AuroraError:
-            self._gather()  # every rank is here
-            raise
-        return batch
+            self._next, self._wrong = {"bad": getattr(error, "bad", [])}, str(error)
+
+    @property
+    def unreadable(self) -> bool:
+        """Whether the batch that `read` asked for could not be had here."""
+        return bool(self._wrong)
+
+    def take(self, unreadable_somewhere: bool) -> dict[str, Any]:
+        """The batch. What is wrong with the data on one rank, as all know by then, stops all of them with its message:
+        then collective."""
+        self._mine += self._next["bad"]
+        if unreadable_somewhere:
+            self._gather()
+            process_group.stop_together(not self._wrong, self._wrong)
+        return self._next
 
     def collect(self, monitor: Monitor, step: int, samples: int) -> None:
         """List what all ranks met since the last call, show the counts, and stop above the limit. Collective.

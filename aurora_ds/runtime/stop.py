@@ -1,4 +1,5 @@
-"""A run that is asked to end (preemption): it finishes the step, saves, and ends; all ranks after the same step.
+"""A run that is asked to end (preemption): it finishes the step, saves, and ends; all ranks after the same step, which
+is the one that is under way, or the next where that one's agreement (ahead.py) is past.
 
 SIGTERM and SIGUSR1 to any rank ask for it (SLURM sends the second one ahead of the time limit with
 `--signal=USR1@90`), and so does the death of the launcher (heartbeat.py).
@@ -25,12 +26,15 @@ class StopRequest:
         self.reason = ""
 
     def ask(self, reason: str) -> None:
-        """End at the next step's end. The first reason is the one that is told."""
+        """End at the end of a step. The first reason is the one that is told."""
         if self.reason:
             return
         self.reason = reason
         # not print: a signal may come in the middle of one
-        os.write(2, f"aurora-ds: {reason}: the run ends after the step it is in, and saves it.\n".encode())
+        os.write(
+            2,
+            f"aurora-ds: {reason}: the run ends after the step it is in or the next one, and saves it.\n".encode(),
+        )
 
     @contextmanager
     def listening(self) -> Iterator[StopRequest]:

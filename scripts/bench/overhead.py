@@ -128,8 +128,11 @@ class Loop:
 
     def __init__(self, task: Any, rows: int, stage: int, steps: int) -> None:
         from aurora_ds.config import TrainConfig
+        from aurora_ds.data.unreadable import Limit
+        from aurora_ds.runtime.ahead import Ahead
         from aurora_ds.runtime.engine import build
         from aurora_ds.runtime.guards import Guards
+        from aurora_ds.runtime.quarantine import Quarantine
         from aurora_ds.runtime.stop import StopRequest
         from aurora_ds.runtime.window import Window
 
@@ -137,16 +140,16 @@ class Loop:
             global_batch_size=rows, lr=LR, weight_decay=DECAY, schedule="constant", zero_stage=stage
         )
         self.engine = build(task, config, None, steps, steps)
-        self.guards, self.stop, self.window = Guards(self.engine, config.moved_after), StopRequest(), Window()
+        self.guards, self.window = Guards(self.engine, config.moved_after), Window()
+        self.ahead = Ahead(iter(()), Quarantine("", Limit(1.0, rows), fresh=False), StopRequest())
         self.engine.train()
 
     def step(self, batch: dict[str, Any], number: int) -> float:
         engine, times = self.engine, self.engine.times
         with times.step():
-            self.stop.agreed()
             with times.part("forward"):
                 losses = engine.forward(batch, what="loss", step=number, alpha=0.4)
-            self.guards.check_losses(losses, [], number + 1)
+            self.guards.check_losses(losses, [], number + 1, self.ahead.agree)
             report = engine.backward_and_step(losses["loss"])
             self.window.add(losses, batch)
             self.guards.after_step(report)

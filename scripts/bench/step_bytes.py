@@ -92,7 +92,7 @@ def rank_main(output: str, arguments: list[str]) -> int:
 
     from aurora_ds import train
     from aurora_ds.runtime.engine import Engine
-    from aurora_ds.runtime.heartbeat import Heartbeat
+    from aurora_ds.runtime.heartbeat import FORWARD, Heartbeat
 
     found: Counter[str] = Counter()
     calls: Counter[str] = Counter()
@@ -116,7 +116,7 @@ def rank_main(output: str, arguments: list[str]) -> int:
     at, start = Heartbeat.at, Engine.__init__
 
     def watched(self: Heartbeat, phase: str, step: int | None = None) -> None:
-        if phase == "waiting for data" and step not in (None, state["step"]):
+        if phase == FORWARD and step not in (None, state["step"]):
             state["step"] = step
             if step in (FIRST, FIRST + STEPS):
                 dist.barrier()

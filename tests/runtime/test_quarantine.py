@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import torch
 
 from aurora_ds.data.unreadable import Limit, TooManyUnreadable
 from aurora_ds.errors import AuroraError
+from aurora_ds.runtime.ahead import Ahead
 from aurora_ds.runtime.metrics_log import read
 from aurora_ds.runtime.monitor import Monitor
 from aurora_ds.runtime.quarantine import FILE, Quarantine
+from aurora_ds.runtime.stop import StopRequest
 from aurora_ds.verify.ranks import on_two_ranks
 
 
@@ -35,11 +38,19 @@ def listed(folder: Path) -> list[int]:
     return [json.loads(line)["medium"] for line in (folder / FILE).read_text().splitlines()]
 
 
+def next_batch(quarantine: Quarantine, source: Iterator) -> dict[str, Any]:
+    """As the loop does it, with the agreement alone."""
+    ahead = Ahead(source, quarantine, StopRequest())
+    ahead.read()
+    ahead.agree()
+    return ahead.take()
+
+
 def test_a_sample_is_listed_once_and_counted_each_time(tmp_path: Path) -> None:
     quarantine, monitor = Quarantine(tmp_path, Limit(1.0, 10)), Monitor(tmp_path, enabled=False)
     source = batches([entry(3), entry(12, "checksum")], [entry(3)])
-    quarantine.next(source)
-    quarantine.next(source)
+    next_batch(quarantine, source)
+    next_batch(quarantine, source)
     assert not (tmp_path / FILE).exists(), "written at the next line of the log"
     quarantine.collect(monitor, 5, 40)
     assert listed(tmp_path) == [3, 12]
@@ -54,7 +65,7 @@ def test_a_sample_is_listed_once_and_counted_each_time(tmp_path: Path) -> None:
 def test_a_resumed_run_goes_on_with_the_list_and_a_new_one_begins_anew(tmp_path: Path) -> None:
     (tmp_path / FILE).write_text(json.dumps(entry(3)) + "\n" + '{"torn')
     resumed = Quarantine(tmp_path, Limit(1.0, 10), fresh=False)
-    resumed.next(batches([entry(3), entry(4)]))
+    next_batch(resumed, batches([entry(3), entry(4)]))
     resumed.collect(Monitor(tmp_path, enabled=False), 1, 8)
     assert listed(tmp_path) == [3, 4]
     Quarantine(tmp_path, Limit(1.0, 10))
@@ -67,7 +78,7 @@ def test_what_stops_the_run_is_in_the_list(tmp_path: Path) -> None:
         yield
 
     with pytest.raises(AuroraError, match="100 in a row"):
-        Quarantine(tmp_path, Limit(1.0, 10)).next(failing())
+        next_batch(Quarantine(tmp_path, Limit(1.0, 10)), failing())
     assert listed(tmp_path) == [7]
 
 
@@ -75,9 +86,9 @@ def _two_ranks(rank: int, folder: str) -> dict[str, torch.Tensor]:
     quarantine = Quarantine(folder, Limit(0.3, 10))
     monitor = Monitor(folder, enabled=False)
     source = batches([entry(rank)], [entry(10 + rank)], [])
-    quarantine.next(source)
+    next_batch(quarantine, source)
     quarantine.collect(monitor, 1, 8)
-    quarantine.next(source)
+    next_batch(quarantine, source)
     try:
         quarantine.collect(monitor, 2, 16)
     except TooManyUnreadable as error:
@@ -89,7 +100,7 @@ def _two_ranks(rank: int, folder: str) -> dict[str, torch.Tensor]:
         yield {"bad": [entry(6)]}
 
     try:
-        quarantine.next(failing())
+        next_batch(quarantine, failing())
     except AuroraError as error:
         told = "rank 1 reads nothing" in str(error)
     return {f"stopped {rank}": torch.tensor(stopped), f"told {rank}": torch.tensor(told)}
