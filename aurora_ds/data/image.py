@@ -1,9 +1,9 @@
 """Image transforms of BLIP (arXiv 2201.12086, released code) and EVE: RGB image -> float32 (3, size, size).
 
 Training: random crop of crop_scale of the area, bicubic to size, flip, then RandAugment(2, 5), or as EVE has it
-nothing, jitter of colours or RandAugment(2, 7). Test: bicubic to (size, size), aspect not kept. Then /255, minus mean, over
-deviation. The write_ functions fill rows of a batch by NumPy alone: a decoded image has emptied the caches, and a few
-calls of PyTorch then cost as much as the work between them.
+nothing, jitter of colours or RandAugment(2, 7). Test: bicubic to (size, size), aspect not kept. Then /255, minus mean,
+over deviation. The write_ functions fill rows of a batch by NumPy alone: a decoded image has emptied the caches, and a
+few calls of PyTorch then cost as much as the work between them.
 """
 
 from __future__ import annotations
