@@ -60,6 +60,12 @@ BOUND_SECONDS = 60.0
 # A start on a machine that has other work; the rest of a run.
 PATIENCE_SECONDS = 1200.0
 VICTIMS = ("rank", "launcher", "host", "launcher of a host", "supervisor")
+# what `python -m` runs there
+MODULES = {
+    "launcher": "deepspeed.launcher.runner",
+    "launcher of a host": "deepspeed.launcher.launch",
+    "supervisor": "aurora_ds.multinode",
+}
 # in what was printed, or left in failures/
 REASONS = (
     *("lost its connection", "is gone", "exits with return code", "ended with status", "no sign of life"),
@@ -203,31 +209,34 @@ class Run:
         found = {number: each for name in names for number, each in launched.processes(name).items()}
         return {number: each for number, each in found.items() if not is_zombie(number)}
 
+    def there(self, victim: str) -> list[int]:
+        """The processes of which the victim is one: all of them for a host."""
+        found = self.processes()
+        if victim == "rank":
+            return sorted(launched.ranks(found))
+        return sorted(number for number in found if victim == "host" or module_of(number) == MODULES[victim])
+
     def kill(self, victim: str, chosen: random.Random) -> str:
-        """SIGKILL to the victim, which is told more exactly; nothing when it has ended already."""
+        """SIGKILL to the victim as soon as it is there; it is told more exactly."""
         if victim == "host" and self.place.hosts is not None:
             number = chosen.randrange(2)
             self.place.hosts.link(number, "down")
             self.place.hosts[number].kill()
             return f"host {number + 1}"
-        there = self.processes()
-        ranks = sorted(launched.ranks(there))
-        modules = {
-            "launcher": "deepspeed.launcher.runner",
-            "launcher of a host": "deepspeed.launcher.launch",
-            "supervisor": "aurora_ds.multinode",
-        }
-        if victim == "host":
-            targets = [*there]
-        elif victim == "rank":
-            targets = [chosen.choice(ranks)] if ranks else []
-        else:
-            found = sorted(number for number in there if module_of(number) == modules[victim])
-            targets = [chosen.choice(found)] if found else []
-        for number in targets:
+        while not (found := self.there(victim)):
+            if self.started.poll() is not None:
+                raise self.did_not_go_on(f"The run ended before its {victim} was there")
+            time.sleep(0.05)
+        for number in found if victim == "host" else [chosen.choice(found)]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(number, signal.SIGKILL)
-        return victim if targets else f"{victim}, not there yet"
+        return victim
+
+    def did_not_go_on(self, why: str) -> DidNotGoOn:
+        """The error with what was printed; nothing of the launch is left."""
+        said = self.said()[-4000:]
+        self.wait(30)
+        return DidNotGoOn(f"{why}:\n{said}")
 
     def wait(self, seconds: float) -> tuple[float, int]:
         """(seconds until no process was left, how many were left after `seconds`; those are then killed)."""
@@ -289,9 +298,7 @@ def wait_for_step(run: Run, step: int) -> None:
     end = time.monotonic() + PATIENCE_SECONDS
     while not any(each >= step for each, *_ in losses(run.output)):
         if run.started.poll() is not None or time.monotonic() > end:
-            said = run.said()[-4000:]
-            run.wait(30)
-            raise DidNotGoOn(f"The run did not come to step {step}:\n{said}")
+            raise run.did_not_go_on(f"The run did not come to step {step}")
         time.sleep(0.05)
 
 
@@ -316,9 +323,6 @@ def kill_one(place: Place, recipe: Path, output: Path, seed: int, commit: str) -
         time.sleep(chosen.uniform(0, 0.3))
     after = last_step(output) if after else 0
     killed = run.kill(victim, chosen)
-    if run.started.poll() is not None and "not there" in killed:
-        run.wait(30)
-        raise DidNotGoOn(f"The run ended before it was killed:\n{run.said()[-4000:]}")
     ended, left = run.wait(BOUND_SECONDS + 30)
     # who killed all of one machine leaves nobody to say so; before the ranks are there, the reason is what was killed
     silent = (victim == "host" and place.one_machine) or not after

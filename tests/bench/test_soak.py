@@ -45,7 +45,7 @@ def test_what_became_of_a_run_is_read_from_all_its_steps(
 
 
 def test_trials_are_counted_by_who_was_killed() -> None:
-    assert [soak.family(each) for each in ("host 1", "launcher of a host", "rank, not there yet")] == [
+    assert [soak.family(each) for each in ("host 1", "launcher of a host", "rank")] == [
         *("host", "launcher of a host", "rank")
     ]
 
