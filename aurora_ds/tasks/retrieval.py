@@ -22,11 +22,12 @@ from torch.nn import functional as F
 from aurora_ds.config import RunConfig
 from aurora_ds.errors import AuroraError
 from aurora_ds.prompts import ContextEnhancement, Prompts
-from aurora_ds.tasks.collectives import RowExchange, gather_rows, sum_over_ranks, world
+from aurora_ds.tasks.collectives import gather_rows, sum_over_ranks, world
 from aurora_ds.tasks.contrast import Features, contrastive_loss
 from aurora_ds.tasks.feature_queue import FeatureQueue
 from aurora_ds.tasks.frame_attention import frame_scales
 from aurora_ds.tasks.gathered_keys import gather_with_gradient
+from aurora_ds.tasks.matching import fetch_chosen, pair_states
 from aurora_ds.tasks.momentum import ModelFactory, SlotMomentum, TwinMomentum
 from aurora_ds.tasks.negatives import draw, keyed_uniform
 
@@ -261,8 +262,8 @@ class RetrievalTask(nn.Module):
 
         ids = torch.cat([ids.new_full((rows, 1), self.config.backbone.text.enc_id), ids[:, 1:]], dim=1)
         if everywhere:
-            other_tokens, other_frames, other_ids, other_mask = self._fetch(
-                tokens, frames, ids, mask, negative_image, negative_text
+            other_tokens, other_frames, other_ids, other_mask = fetch_chosen(
+                tokens, frames, ids, mask, negative_image, negative_text, self.interleaved
             )
         else:
             other_tokens, other_frames = None, frames[negative_image]
@@ -273,8 +274,8 @@ class RetrievalTask(nn.Module):
             of_texts = torch.cat([text, text, candidates.text[negative_text]])
             of_frames = torch.cat([frames, other_frames, frames])
             scales = frame_scales(of_texts, of_frames, tokens.shape[1]).to(tokens.dtype)
-        states = self._pair_states(
-            tokens, other_tokens, negative_image, ids, mask, other_ids, other_mask, scales, trace
+        states = pair_states(
+            self.model, tokens, other_tokens, negative_image, ids, mask, other_ids, other_mask, scales, trace
         )
         states = self.context.apply(states, self.context.training_term(online.text_cls), rows)
         logits = _wide(self.model.itm_head(states))
@@ -300,72 +301,9 @@ class RetrievalTask(nn.Module):
         sample, seed = batch["sample_index"], self.config.seed
         return keyed_uniform(sample, seed, step, 0), keyed_uniform(sample, seed, step, 1)
 
-    def _fetch(
-        self,
-        tokens: Tensor,
-        frames: Tensor,
-        ids: Tensor,
-        mask: Tensor,
-        negative_image: Tensor,
-        negative_text: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The chosen rows of all ranks: image tokens with gradient, texts padded to the longest of any rank.
-
-        Here, on more than one rank only, the host waits for the device once: for what each rank wants."""
-        rows, longest = len(ids), negative_image.new_tensor([ids.shape[1]])
-        asked = gather_rows(torch.cat([negative_image, negative_text, longest])[None], interleaved=False)
-        if ids.is_meta:
-            images, texts, padding = *2 * (RowExchange.evenly(rows, ids.device),), (0, 0)
-        else:
-            asked = asked.cpu()
-            images = RowExchange(asked[:, :rows], self.interleaved, rows, ids.device)
-            texts = RowExchange(asked[:, rows:-1], self.interleaved, rows, ids.device)
-            padding = (0, int(asked[:, -1].max()) - ids.shape[1])
-        packed = torch.cat([F.pad(ids, padding), F.pad(mask, padding)], dim=1)
-        other_ids, other_mask = texts.fetch(packed).chunk(2, dim=1)
-        return images.fetch(tokens), images.fetch(frames.detach()), other_ids, other_mask
-
     def _weighs(self, frames: Tensor) -> bool:
         """Whether the frames (B, T, E) of a clip get weights: an image has nothing to weigh."""
         return self.options.frame_weights != "off" and frames.shape[1] > 1
-
-    def _pair_states(
-        self,
-        tokens: Tensor,
-        other_tokens: Tensor | None,
-        negative_image: Tensor,
-        ids: Tensor,
-        mask: Tensor,
-        other_ids: Tensor,
-        other_mask: Tensor,
-        scales: Tensor | None,
-        trace: dict[str, Tensor] | None,
-    ) -> Tensor:
-        """First-token states of the three kinds of pairs, (3B, H). Keys and values of an image are computed
-        once: the rank's own images serve their positive and their negative text from the same ones."""
-        matched, rows = self.model.matched, len(ids)
-        keys = self.model.image_keys(tokens)
-        other_keys = keys if other_tokens is None else self.model.image_keys(other_tokens)
-        index = negative_image if other_tokens is None else None
-        length = max(ids.shape[1], other_ids.shape[1])
-
-        def both(one: Tensor, another: Tensor) -> Tensor:  # (2B, length): a row of each in turn
-            padded = [F.pad(each, (0, length - each.shape[1])) for each in (one, another)]
-            return torch.stack(padded, dim=1).flatten(0, 1)
-
-        if scales is None:
-            own = matched(both(ids, other_ids), both(mask, other_mask), keys, group_size=2)
-            positive, other = own.unflatten(0, (rows, 2)).unbind(1)
-            crossed = matched(ids, mask, other_keys, image_index=index)
-        else:
-            # grouped, attention would form its whole score matrix, and keep it for the backward pass
-            positive_scale, crossed_scale, other_scale = scales.chunk(3)
-            positive = matched(ids, mask, keys, key_scale=positive_scale)
-            crossed = matched(ids, mask, other_keys, image_index=index, key_scale=crossed_scale)
-            other = matched(other_ids, other_mask, keys, key_scale=other_scale)
-        if trace is not None:
-            trace["mm_pos_embeds"], trace["mm_neg_embeds"] = positive, torch.cat([crossed, other])
-        return torch.cat([positive[:, 0], crossed[:, 0], other[:, 0]])
 
     # ---- evaluation ------------------------------------------------------------------------------
 
