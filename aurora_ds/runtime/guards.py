@@ -35,7 +35,7 @@ class Guards:
         self.moved_after = moved_after
         self._steps_seen = 0
         self._skipped_in_a_row = 0
-        self._decay = dict.fromkeys(engine.shapes, 1.0)
+        self._decay = dict.fromkeys(engine.trainables, 1.0)
         self._finite: dict[str, Tensor] = {}
         self._hooks: list[Any] = []
         self._check_optimizer()
