@@ -90,6 +90,10 @@ def _eve_rules(config: RunConfig) -> list[tuple[bool, str]]:
             "retrieval.alpha=0",
         ),
         (
+            config.task != "pretrain" or eve.mask_embedding,
+            "task=pretrain hides patches, which need an embedding: set backbone.eve.mask_embedding=true",
+        ),
+        (
             config.task != "vqa" or config.vqa.inference == "rank",
             "backbone.name=eve answers by choosing from a list: set vqa.inference=rank",
         ),
@@ -146,6 +150,11 @@ def _run_rules(config: RunConfig) -> list[tuple[bool, str]]:
             f"train.method=heads trains the heads alone, and the model of {config.task} has none: set aurora or full",
         ),
         *_eve_rules(config),
+        (
+            config.task != "pretrain" or (config.backbone.name, train.method) == ("eve", "full"),
+            "task=pretrain trains the whole trunk of EVE: it needs backbone.name=eve and train.method=full, not "
+            f"{config.backbone.name} and {train.method}",
+        ),
         (
             config.retrieval.momentum_model != "off"
             or (config.retrieval.queue_size, config.retrieval.alpha) == (0, 0),

@@ -17,7 +17,9 @@ HEADS = {  # by backbone.head: what a model has that is trained beside its promp
     "vqa": (),
     "caption": (),
     "nlvr": ("cls_head_0", "cls_head_2"),
+    "entailment": ("cls_head_0", "cls_head_2"),
     "grounding": (),
+    "pretrain": (),
 }
 
 

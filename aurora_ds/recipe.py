@@ -31,6 +31,7 @@ _ASSETS = Path(__file__).parent / "quickstart" / "assets"
 BUILTIN_SIZES = {
     "builtin:world": _ASSETS / "backbone.json",
     "builtin:world-language": _ASSETS / "language" / "backbone.json",
+    "builtin:world-mplug": _ASSETS / "mplug" / "backbone.json",
 }
 
 
@@ -163,7 +164,7 @@ def _backbone_sizes(values: dict) -> _Layer | None:
 
 def _sizes(described: dict) -> dict:
     """The sections of a described backbone that say what its tensors are; how it is trained is the recipe's matter."""
-    of_training = {"dropout", "attention_dropout", "drop_path"}
+    of_training = {"dropout", "attention_dropout", "drop_path", "mask_embedding"}
     kept = {name: described[name] for name in SIZES if name in described}
     for name, section in kept.items():
         if isinstance(section, dict):

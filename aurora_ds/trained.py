@@ -89,6 +89,8 @@ class Trained:
                 "that it was trained with as well."
             )
         described = {"task": task, task: settings[task], "data": {"video": settings["video"]}}
+        if task == "pretrain":
+            described["train"] = {"method": "full"}  # it has no other
         # they are for training, and an exported or fully fine-tuned file has none
         return described | {"backbone": backbone | {"momentum_weights": "ignore", "queue_weights": "ignore"}}
 

@@ -10,9 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
+from aurora_ds.backbones.eve import INITIAL_STD
 from aurora_ds.backbones.eve_heads import EveNlvr, EveRetrieval, EveVqa
+from aurora_ds.backbones.eve_pretraining import EvePretraining
 from aurora_ds.backbones.family import Family
 from aurora_ds.backbones.published import PublishedTensors
 from aurora_ds.backbones.shapes import Shapes
@@ -20,6 +23,7 @@ from aurora_ds.config import BackboneConfig
 from aurora_ds.errors import AuroraError
 
 _TRUNK = "backbone."
+_MASK = "backbone.mask_embed_vision"
 # position numbers, and what only pre-training had
 _UNUSED = re.compile(
     r"backbone\.position_ids_(vision|text)$|(mitc_|itc_vl_|mitm_head)|mitc_temp$|(decoder|mim_|mlm_)"
@@ -32,7 +36,7 @@ class EveFamily(Family):
     """EVE (AAAI 2024)."""
 
     title = "EVE"
-    models = {"retrieval": EveRetrieval, "vqa": EveVqa, "nlvr": EveNlvr}
+    models = {"retrieval": EveRetrieval, "vqa": EveVqa, "nlvr": EveNlvr, "pretrain": EvePretraining}
     positions, interpolation = "backbone.pos_embed_vision", "bicubic"
     unused = (
         "May be there without being used: position_ids, heads of other tasks, parts of pre-training, and the mask "
@@ -49,9 +53,9 @@ class EveFamily(Family):
             own = {}
         for name, tensor in state.items():
             name = name.removeprefix("module.")
-            if _UNUSED.match(name) or (name.startswith(_HEAD_PARTS) and name not in own):
+            if name not in own and (_UNUSED.match(name) or name.startswith(_HEAD_PARTS)):
                 continue
-            if name == "backbone.mask_embed_vision" and not config.eve.mask_embedding:
+            if name == _MASK and not config.eve.mask_embedding:
                 continue
             result.online[name] = tensor
         trained = result.online.pop("temp", None)  # how a fully fine-tuned model of ours names it
@@ -62,7 +66,9 @@ class EveFamily(Family):
     def _without_trunk(self, config: BackboneConfig) -> dict[str, Tensor]:
         """New heads, made beside the smallest trunk."""
         vision = config.vision.model_copy(update={"depth": 1, "image_size": config.vision.patch_size})
-        text = config.text.model_copy(update={"vocab_size": 1, "max_positions": 1})
+        # the head of pre-training has a number for each word
+        words = config.text.vocab_size if config.head == "pretrain" else 1
+        text = config.text.model_copy(update={"vocab_size": words, "max_positions": 1})
         eve = config.eve.model_copy(update={"top_layers": [], "lower": "single"})
         small = config.model_copy(update={"vision": vision, "text": text, "eve": eve})
         return {n: t for n, t in self.new_model(small).state_dict().items() if not n.startswith(_TRUNK)}
@@ -99,6 +105,12 @@ class EveFamily(Family):
         """New heads where the file has none of the task."""
         self._check_table(state, config)
         heads = self._without_trunk(config)
+        if (
+            config.head == "pretrain" and _MASK not in state
+        ):  # of a trunk that was trained without hidden patches
+            heads[_MASK] = torch.nn.init.trunc_normal_(
+                torch.empty(config.vision.width), std=INITIAL_STD, a=-INITIAL_STD, b=INITIAL_STD
+            )
         if any(name in state for name in heads):
             return state, []
         return state | heads, list(heads)

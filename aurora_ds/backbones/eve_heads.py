@@ -51,10 +51,21 @@ class EveModel(nn.Module):
 
     def image_tokens(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, 1 + patches, D): embedded, for any number of passes with texts."""
-        if self.config.eve.pixels == "converted":
-            deviation, mean = image.new_tensor([DEVIATION, MEAN])[:, :, None, None]
-            image = 2 * (image * deviation + mean) - 1
-        return self.backbone(image, layers=False).states
+        return self.backbone(self.pixels(image), layers=False).states
+
+    def pixels(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) as loaders give it, as the trunk takes it."""
+        if self.config.eve.pixels == "as_they_are":
+            return image
+        deviation, mean = image.new_tensor([DEVIATION, MEAN])[:, :, None, None]
+        return 2 * (image * deviation + mean) - 1
+
+    def loaded(self, pixels: Tensor) -> Tensor:
+        """The opposite of `pixels`."""
+        if self.config.eve.pixels == "as_they_are":
+            return pixels
+        deviation, mean = pixels.new_tensor([DEVIATION, MEAN])[:, :, None, None]
+        return ((pixels + 1) / 2 - mean) / deviation
 
 
 class EveRetrieval(EveModel):

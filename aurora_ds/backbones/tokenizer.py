@@ -1,4 +1,5 @@
-"""Captions to ids: lower-case BERT word pieces, from a local file. The `tokenizers` library does the work.
+"""Captions to ids: lower-case BERT word pieces, or the byte pairs of a tokenizer.json, from a local file. The
+`tokenizers` library does the work.
 
 BLIP adds two tokens after the vocabulary: [DEC] starts a generated text, [ENC] one that is matched with an image. Other
 backbones begin every text with [CLS].
@@ -19,7 +20,16 @@ from aurora_ds.errors import AuroraError
 
 BUILT_IN = Path(__file__).parent / "vocab" / "bert-base-uncased.txt"
 FILE_NAMES = ("vocab.txt", "tokenizer.json")
-NEEDED = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")  # of a vocab.txt
+# What each is called in a tokenizer.json: by BERT's name, or as byte pairs usually have it
+NAMES = {
+    "pad": ("[PAD]", "<pad>"),
+    "unk": ("[UNK]", "<unk>"),
+    "cls": ("[CLS]", "<cls>", "<s>"),
+    "sep": ("[SEP]", "<sep>", "</s>"),
+    "mask": ("[MASK]", "<mask>"),
+}
+TABLE_PADDING = 128  # tables of word embeddings are larger than vocabularies by less, if at all
 
 
 class Tokenizer:
@@ -33,19 +43,28 @@ class Tokenizer:
     def __init__(self, path: str | Path = BUILT_IN, plain: bool = False) -> None:
         self.path = _find(Path(path).expanduser())
         self._pieces = _read(self.path)
-        missing = [token for token in NEEDED if self._pieces.token_to_id(token) is None]
+        found = {
+            role: next((name for name in names if self._pieces.token_to_id(name) is not None), None)
+            for role, names in NAMES.items()
+        }
+        # byte pairs can write anything, so nothing need be unknown
+        needed = ("pad", "unk", "cls", "sep") if _is_word_pieces(self._pieces) else ("pad", "cls", "sep")
+        missing = [" or ".join(NAMES[role]) for role in needed if found[role] is None]
         if missing:
             raise AuroraError(
-                f"{self.path} is no BERT vocabulary: it lacks {', '.join(missing)}. Give backbone.tokenizer a "
-                "vocab.txt with one word piece per line, or a directory that holds one; null takes the "
-                "built-in bert-base-uncased."
+                f"{self.path} is no vocabulary of a text transformer: it lacks {', '.join(missing)}. Give "
+                "backbone.tokenizer a vocab.txt with one word piece per line, a tokenizer.json, or a directory that "
+                "holds one; null takes the built-in bert-base-uncased."
             )
-        begin, match = ("[CLS]", "[CLS]") if plain else ("[DEC]", "[ENC]")
+        self._first, self._last = found["cls"], found["sep"]
+        begin, match = (self._first, self._first) if plain else ("[DEC]", "[ENC]")
         if not plain:
             self._pieces.add_special_tokens([begin, match])  # appended, in this order, unless they are there
         self.pad_id, self.cls_id, self.sep_id, self.bos_id, self.enc_id = (
-            self._pieces.token_to_id(token) for token in ("[PAD]", "[CLS]", "[SEP]", begin, match)
+            self._pieces.token_to_id(token) for token in (found["pad"], self._first, self._last, begin, match)
         )
+        # of hidden tokens; not every vocabulary has it
+        self.mask_id: int | None = found["mask"] and self._pieces.token_to_id(found["mask"])
         self.unusable = ""  # why encode() must not be called, if so
 
     def __len__(self) -> int:
@@ -77,12 +96,16 @@ class Tokenizer:
         texts = self._pieces.decode_batch(ids.tolist(), skip_special_tokens=True)
         return [text.replace(" ' ", "'") for text in texts]  # which the library does within a piece alone
 
+    def piece(self, token: int) -> str:
+        """A token as the vocabulary has it."""
+        return self._pieces.id_to_token(token)
+
     def serialised(self, first: str) -> str:
         """The content of a tokenizer.json that puts `first`, a special token, and [SEP] around texts by itself."""
         pieces = tokenizers.Tokenizer.from_str(self._pieces.to_str())
-        ends = [(token, pieces.token_to_id(token)) for token in (first, "[SEP]")]
+        ends = [(token, pieces.token_to_id(token)) for token in (first, self._last)]
         pieces.post_processor = tokenizers.processors.TemplateProcessing(
-            single=f"{first} $A [SEP]", special_tokens=ends
+            single=f"{first} $A {self._last}", special_tokens=ends
         )
         return pieces.to_str(pretty=True)
 
@@ -100,7 +123,7 @@ class Tokenizer:
             for key, value in own.items()
             if getattr(text, key) != value
         ]
-        if len(self) > text.vocab_size:
+        if not 0 <= text.vocab_size - len(self) < TABLE_PADDING:
             different.append(
                 f"backbone.text.vocab_size is {text.vocab_size} and the tokenizer has {len(self)} tokens"
             )
@@ -120,12 +143,17 @@ def tokenizer_for(config: BackboneConfig) -> Tokenizer:
     if different:
         message = (
             f"The tokenizer {tokenizer.path if asked else 'bert-base-uncased (built in)'} does not belong to "
-            f"this backbone: {different}. Set backbone.tokenizer to the vocab.txt that the backbone was trained with."
+            f"this backbone: {different}. Set backbone.tokenizer to the vocab.txt or tokenizer.json that the backbone "
+            "was trained with."
         )
         if asked:
             raise AuroraError(message)
         tokenizer.unusable = message
     return tokenizer
+
+
+def _is_word_pieces(pieces: tokenizers.Tokenizer) -> bool:
+    return isinstance(pieces.model, tokenizers.models.WordPiece)
 
 
 def _beside(checkpoint: str | None) -> Path | None:
@@ -158,10 +186,13 @@ def _read(path: Path) -> tokenizers.Tokenizer:
             pieces = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]"))
             pieces.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
             pieces.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-            pieces.add_special_tokens([t for t in (*NEEDED, "[MASK]", "[DEC]", "[ENC]") if t in vocabulary])
+            pieces.add_special_tokens([t for t in (*SPECIAL, "[MASK]", "[DEC]", "[ENC]") if t in vocabulary])
     except Exception as error:  # the library raises plain Exceptions
         raise AuroraError(f"{path} cannot be read as a vocabulary: {error}.") from error
-    pieces.decoder = tokenizers.decoders.WordPiece(cleanup=True)  # as the published code's tokenizer decodes
+    if _is_word_pieces(pieces):
+        pieces.decoder = tokenizers.decoders.WordPiece(
+            cleanup=True
+        )  # as the published code's tokenizer decodes
     pieces.no_padding()
     pieces.no_truncation()
     return pieces

@@ -13,11 +13,13 @@ from pydantic import Field
 from aurora_ds.config.backbone import BackboneConfig, TextConfig, VisionConfig
 from aurora_ds.config.data import DataConfig, MixEntry, Sampling, VideoConfig
 from aurora_ds.config.mplug import MplugConfig
+from aurora_ds.config.pretrain import PretrainConfig
 from aurora_ds.config.prompts import PromptConfig
 from aurora_ds.config.run import EvalConfig, MonitorConfig, TrainConfig
 from aurora_ds.config.section import Section
 from aurora_ds.config.tasks import (
     CaptionConfig,
+    EntailmentConfig,
     GenerationConfig,
     GroundingConfig,
     NlvrConfig,
@@ -27,16 +29,17 @@ from aurora_ds.config.tasks import (
 )
 
 __all__ = [
-    "BackboneConfig", "CaptionConfig", "DataConfig", "EvalConfig", "GenerationConfig", "GroundingConfig", "MixEntry",
-    "MonitorConfig", "MplugConfig", "NlvrConfig", "PromptConfig", "RetrievalConfig", "RunConfig", "Sampling",
-    "SelfCriticalConfig", "TextConfig", "TrainConfig", "VideoConfig", "VisionConfig", "VqaConfig",
+    "BackboneConfig", "CaptionConfig", "DataConfig", "EntailmentConfig", "EvalConfig", "GenerationConfig",
+    "GroundingConfig", "MixEntry", "MonitorConfig", "MplugConfig", "NlvrConfig", "PretrainConfig", "PromptConfig",
+    "RetrievalConfig", "RunConfig", "Sampling", "SelfCriticalConfig", "TextConfig", "TrainConfig",
+    "VideoConfig", "VisionConfig", "VqaConfig",
 ]  # fmt: skip
 
 
 class RunConfig(Section):
     """Everything that decides a run's result."""
 
-    task: Literal["retrieval", "vqa", "caption", "nlvr", "grounding"] = "retrieval"
+    task: Literal["retrieval", "vqa", "caption", "nlvr", "entailment", "grounding", "pretrain"] = "retrieval"
     description: str = ""
     seed: int = 42
     kernels: Literal["auto", "triton", "torch"] = Field(
@@ -52,7 +55,9 @@ class RunConfig(Section):
     vqa: VqaConfig = VqaConfig()
     caption: CaptionConfig = CaptionConfig()
     nlvr: NlvrConfig = NlvrConfig()
+    entailment: EntailmentConfig = EntailmentConfig()
     grounding: GroundingConfig = GroundingConfig()
+    pretrain: PretrainConfig = PretrainConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvalConfig = EvalConfig()

@@ -14,8 +14,8 @@ from aurora_ds.config.section import Section
 # by backbone.name: the models that there are, and what a text transformer is where a recipe says nothing else
 HEADS_OF: dict[str, tuple[str, ...]] = {
     "blip": ("retrieval", "vqa", "caption", "nlvr"),
-    "eve": ("retrieval", "vqa", "nlvr"),
-    "mplug": ("retrieval", "vqa", "caption", "grounding"),
+    "eve": ("retrieval", "vqa", "nlvr", "pretrain"),
+    "mplug": ("retrieval", "vqa", "caption", "nlvr", "entailment", "grounding"),
 }
 TEXT_DEFAULTS: dict[str, dict[str, Any]] = {"eve": eve.TEXT_DEFAULTS, "mplug": mplug.TEXT_DEFAULTS}
 
@@ -60,13 +60,13 @@ class BackboneConfig(Section):
     """Which frozen model, and the file it comes from."""
 
     name: Literal["blip", "mplug", "eve"] = Field("blip", description="family of backbones")
-    head: Literal["retrieval", "vqa", "caption", "nlvr", "grounding"] = Field(
+    head: Literal["retrieval", "vqa", "caption", "nlvr", "entailment", "grounding", "pretrain"] = Field(
         "retrieval", description="which model: what is computed from the image encoder's tokens"
     )
     checkpoint: str | None = Field(
         None,
         description="published .pth, .safetensors, transformers-format directory (BLIP), `builtin:world`, "
-        "`builtin:world-language`; null: random",
+        "`builtin:world-language`, `builtin:world-mplug`; null: random",
     )
     tokenizer: str | None = Field(
         None,

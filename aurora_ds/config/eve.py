@@ -35,6 +35,14 @@ class ExpertConfig(Section):
     )
 
 
+class DecoderConfig(Section):
+    """The transformer that turns states of patches into pixels; of pre-training alone."""
+
+    width: PositiveInt = 512
+    depth: NonNegativeInt = Field(2, description="0: a linear layer alone")
+    heads: PositiveInt = 8
+
+
 class EveConfig(Section):
     """The unified transformer. Width, depth, heads, drop-path and image size are those of `backbone.vision`;
     vocabulary, positions, dropout and special tokens those of `backbone.text`."""
@@ -59,6 +67,7 @@ class EveConfig(Section):
     mask_embedding: bool = Field(
         False, description="has the embedding that stands for masked patches (pre-training)"
     )
+    decoder: DecoderConfig = DecoderConfig()
     answers: PositiveInt = Field(3128, description="answers that the question-answering head tells apart")
     nlvr_attention: bool = Field(
         False, description="NLVR2: the two passes attend to each other before the head (`biattn`)"

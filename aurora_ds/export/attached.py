@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from aurora_ds.assemble import Assembled, build_task, load_trained
+from aurora_ds.backbones.eve_pretraining import DECODERS
 from aurora_ds.backbones.published import to_published
 from aurora_ds.backbones.tokenizer import Tokenizer
 from aurora_ds.config import RunConfig
@@ -105,6 +106,8 @@ def merged(trained: Trained, config: RunConfig, backbone: str | Path | None) -> 
         found.written = probe.greedy(task.model, found.begin, task.options.generation)
     merge(assembled)
     tensors = to_published(task.model)
+    if head == "pretrain":  # what fine-tuning starts from
+        tensors = {name: value for name, value in tensors.items() if not name.startswith(DECODERS)}
     found.tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     return found
 

@@ -70,6 +70,13 @@ def run(
 
     replace_folder(output, fill)
     record = json.loads((output / RECORD_FILE).read_text(encoding="utf-8"))
+    if config.task == "pretrain":
+        print(
+            f"{output}: the trunk without decoders, largest difference to the trained one "
+            f"{record['largest_relative_error']:.1e} of its largest output. Give it to a recipe of fine-tuning as "
+            f"backbone.checkpoint={checkpoint}."
+        )
+        return record
     print(
         f"{output}: {format}, largest difference to the attached model {record['largest_relative_error']:.1e} of its "
         f"largest output. Use it as backbone.checkpoint={checkpoint} with backbone.head={recipe.task}, or evaluate it "
@@ -108,6 +115,6 @@ def _recipe(config: RunConfig, trained: Trained, model: Merged, checkpoint: Path
         recipe.description = f"{trained.saved['backbone']['name']}, fully fine-tuned"
     recipe.backbone.checkpoint, recipe.backbone.tokenizer = str(checkpoint), None
     recipe.retrieval.temperature = None  # in the file
-    recipe.train.method = "aurora"
+    recipe.train.method = "full" if recipe.task == "pretrain" else "aurora"
     recipe.prompts.preset = model.config.prompts.preset
     return recipe

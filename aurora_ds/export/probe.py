@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from aurora_ds.backbones.models import BlipModel
 from aurora_ds.config import BackboneConfig, GenerationConfig, VqaConfig
 from aurora_ds.errors import AuroraError
+from aurora_ds.tasks.entailment import EntailmentTask
 from aurora_ds.tasks.generation import Context, write
 from aurora_ds.tasks.language import with_first
 from aurora_ds.tasks.nlvr import NlvrTask
@@ -83,6 +84,13 @@ def _nlvr(model: nn.Module, config: BackboneConfig, given: MadeUp, term: Tensor 
     return {"statement logits": NlvrTask(model, None, config.text).logits(batch)}
 
 
+def _entailment(
+    model: nn.Module, config: BackboneConfig, given: MadeUp, term: Tensor | None
+) -> dict[str, Tensor]:
+    batch = {"image": given.images, "input_ids": given.ids, "attention_mask": given.mask}
+    return {"statement logits": EntailmentTask(model, None, config.text).logits(batch)}
+
+
 def _grounding(
     model: nn.Module, config: BackboneConfig, given: MadeUp, term: Tensor | None
 ) -> dict[str, Tensor]:
@@ -90,12 +98,21 @@ def _grounding(
     return {"phrase states": states, "box logits": _next_words(model, config, given, states)}
 
 
+def _pretrain(
+    model: nn.Module, config: BackboneConfig, given: MadeUp, term: Tensor | None
+) -> dict[str, Tensor]:
+    one = model.backbone(image_tokens=model.image_tokens(given.images), input_ids=given.ids)
+    return {"pair states": one.states}
+
+
 _OUTPUTS = {
     "retrieval": _retrieval,
     "vqa": _vqa,
     "caption": _caption,
     "nlvr": _nlvr,
+    "entailment": _entailment,
     "grounding": _grounding,
+    "pretrain": _pretrain,
 }
 
 

@@ -87,17 +87,17 @@ def token_losses(
     Returns: losses (n,) fp32 or wider, and the row of each (n,).
     """
     rows, places = (targets != NO_TARGET).nonzero(as_tuple=True)
-    logits = _wide(decoder.scores(states[rows, places]))
+    logits = wide(decoder.scores(states[rows, places]))
     losses = F.cross_entropy(logits, targets[rows, places], reduction="none", label_smoothing=label_smoothing)
     if teacher is None:
         return losses, rows
     with torch.no_grad():
-        soft = _wide(teacher.decoder.scores(teacher.states[rows, places])).softmax(1)
+        soft = wide(teacher.decoder.scores(teacher.states[rows, places])).softmax(1)
     soft_losses = F.cross_entropy(logits, soft, reduction="none")
     return (1 - teacher.weight) * losses + teacher.weight * soft_losses, rows
 
 
-def _wide(logits: Tensor) -> Tensor:
+def wide(logits: Tensor) -> Tensor:
     """16-bit numbers as fp32; others as they are."""
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 

@@ -6,8 +6,10 @@ from __future__ import annotations
 from aurora_ds.config import RunConfig
 from aurora_ds.wiring.base import Wiring
 from aurora_ds.wiring.caption import CaptionWiring
+from aurora_ds.wiring.entailment import EntailmentWiring
 from aurora_ds.wiring.grounding import GroundingWiring
 from aurora_ds.wiring.nlvr import NlvrWiring
+from aurora_ds.wiring.pretrain import PretrainWiring
 from aurora_ds.wiring.retrieval import RetrievalWiring
 from aurora_ds.wiring.vqa import VqaWiring
 
@@ -16,7 +18,9 @@ WIRINGS: dict[str, type[Wiring]] = {
     "vqa": VqaWiring,
     "caption": CaptionWiring,
     "nlvr": NlvrWiring,
+    "entailment": EntailmentWiring,
     "grounding": GroundingWiring,
+    "pretrain": PretrainWiring,
 }
 
 
