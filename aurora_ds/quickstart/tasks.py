@@ -15,11 +15,13 @@ from aurora_ds.quickstart import clips, pairs, pointing, questions, world
 
 @dataclass(frozen=True)
 class WorldTask:
-    """`recipe`: of the run; `data`: a key of DATA; `layout`: the dataset recipe that converts it."""
+    """`recipe`: of the run; `data`: a key of DATA; `layout`: the dataset recipe that converts it; `family`: of the
+    backbone."""
 
     recipe: str
     data: str
     layout: str
+    family: str = "blip"
 
 
 # Raw data by name -> what writes it into a folder, for so many media (pairs: statements) per split.
@@ -39,11 +41,16 @@ TASKS = {
 }
 
 
+def shards_name(task: str) -> str:
+    """The folder of a task's shards: families of backbones share them."""
+    return task.removeprefix(f"{TASKS[task].family}_")
+
+
 def make_shards(
     task: str, folder: str | Path, seed: int = 0, counts: Mapping[str, int] | None = None
 ) -> Path:
-    """Raw data of the target domain in `folder`/raw_DATA, unless they are there, and shards of them in `folder`/TASK,
-    whose path is returned. Raises AuroraError for a task that the toy world does not have."""
+    """Raw data of the target domain in `folder`/raw_DATA, unless they are there, and shards of them in `folder`, under
+    `shards_name`; their path is returned. Raises AuroraError for a task that the toy world does not have."""
     if task not in TASKS:
         raise AuroraError(f"The toy world has no task {task!r}; it has {', '.join(TASKS)}.")
     found, folder = TASKS[task], Path(folder)
@@ -53,5 +60,6 @@ def make_shards(
             shutil.rmtree(writing)
         DATA[found.data](writing, "target", seed, counts)
         os.replace(writing, raw)
-    convert(found.layout, raw, folder / task)
-    return folder / task
+    shards = folder / shards_name(task)
+    convert(found.layout, raw, shards)
+    return shards
