@@ -6,6 +6,7 @@ and merged by a linear from the seventh on, whatever the depth, as published.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -57,6 +58,13 @@ class TwinAttentionBlock(nn.Module):
         return self.output(first, second, states)
 
 
+def twin_keys_values(blocks: Sequence[TwinAttentionBlock], first: Tensor, second: Tensor) -> list[KeysValues]:
+    """Tokens of first and second images (pairs, N, D) -> keys and values of both for each block."""
+    of_first = keys_values([block.self0 for block in blocks], first)
+    of_second = keys_values([block.self1 for block in blocks], second)
+    return [one + other for one, other in zip(of_first, of_second, strict=True)]
+
+
 class TwinTextEncoder(TextEncoder):
     """TextEncoder whose texts see two images each."""
 
@@ -65,10 +73,7 @@ class TwinTextEncoder(TextEncoder):
 
     def image_kv(self, first: Tensor, second: Tensor) -> list[KeysValues]:
         """Tokens of first and second images (pairs, N, D) -> per layer keys and values of both, for `forward`."""
-        blocks = [layer.crossattention for layer in self.encoder.layer]
-        of_first = keys_values([block.self0 for block in blocks], first)
-        of_second = keys_values([block.self1 for block in blocks], second)
-        return [one + other for one, other in zip(of_first, of_second, strict=True)]
+        return twin_keys_values([layer.crossattention for layer in self.encoder.layer], first, second)
 
     def sites(self, prefix: str) -> list[Site]:
         """Adaptable linears of every layer: self-attention, then query and key-value per image."""
@@ -86,9 +91,9 @@ class TwinTextEncoder(TextEncoder):
 
 
 class Judged(NamedTuple):
-    """What a model says of statements about pairs of images."""
+    """What a model says of statements about images."""
 
-    logits: Tensor  # (B, 2), class 1 = true
+    logits: Tensor  # (B, classes); about pairs, class 1 = true
     states: Tensor  # of the statements' tokens, as the head sees them
     auxiliary: Tensor | None = None  # scalar: a loss of the model's own, to be added in training
 
@@ -135,9 +140,31 @@ class BlipNlvr(nn.Module):
         return {"cls_head_0": "cls_head.0", "cls_head_2": "cls_head.2"}
 
 
-def new_cls_head(text: TextConfig) -> nn.Sequential:
-    """Linear H -> H, ReLU, linear H -> 2, as torch initialises them."""
-    return nn.Sequential(nn.Linear(text.width, text.width), nn.ReLU(), nn.Linear(text.width, 2))
+def new_cls_head(text: TextConfig, classes: int = 2) -> nn.Sequential:
+    """Linear H -> H, ReLU, linear H -> classes, as torch initialises them."""
+    return nn.Sequential(nn.Linear(text.width, text.width), nn.ReLU(), nn.Linear(text.width, classes))
+
+
+def doubled(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Published tensors of one cross-attention a layer as those of two, both with its weights."""
+    result: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if ".crossattention.self." in name:
+            copies = [name.replace(".crossattention.self.", f".crossattention.self{i}.") for i in (0, 1)]
+        elif ".crossattention.output.dense." in name:
+            copies = [name.replace(".output.dense.", f".output.dense{i}.") for i in (0, 1)]
+        else:
+            copies = [name]
+        result |= dict.fromkeys(copies, tensor)
+    return result
+
+
+def fresh_head(state: Mapping[str, Tensor], text: TextConfig, classes: int = 2) -> dict[str, Tensor]:
+    """Tensors of a head drawn from torch's generator where `state` has none."""
+    if any(name.startswith("cls_head.") for name in state):
+        return {}
+    head = new_cls_head(text, classes).state_dict()
+    return {f"cls_head.{name}": tensor for name, tensor in head.items()}
 
 
 def from_pretrained(state: dict[str, Tensor], text: TextConfig) -> tuple[dict[str, Tensor], list[str]]:
@@ -148,20 +175,11 @@ def from_pretrained(state: dict[str, Tensor], text: TextConfig) -> tuple[dict[st
     from torch's generator. A file that has two cross-attentions comes back as it is."""
     if not any(".crossattention.self." in name for name in state):
         return state, []
-    result: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        if ".crossattention.self." in name:
-            copies = [name.replace(".crossattention.self.", f".crossattention.self{i}.") for i in (0, 1)]
-        elif ".crossattention.output.dense." in name:
-            copies = [name.replace(".output.dense.", f".output.dense{i}.") for i in (0, 1)]
-        else:
-            copies = [name]
-        result |= dict.fromkeys(copies, tensor)
+    result = doubled(state)
     fresh: dict[str, Tensor] = {}
     for layer in range(MERGE_FROM_LAYER, text.depth):
         prefix = f"text_encoder.encoder.layer.{layer}.crossattention.output.merge_layer"
         fresh[f"{prefix}.weight"] = torch.eye(text.width).repeat(1, 2) / 2
         fresh[f"{prefix}.bias"] = torch.zeros(text.width)
-    if not any(name.startswith("cls_head.") for name in result):
-        fresh |= {f"cls_head.{name}": tensor for name, tensor in new_cls_head(text).state_dict().items()}
+    fresh |= fresh_head(result, text)
     return result | fresh, list(fresh)

@@ -6,12 +6,21 @@ encoder, its embeddings and the cross-attention of connected layers never do.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
 from aurora_ds.backbones.blip import INITIAL_TEMPERATURE
+from aurora_ds.backbones.blip_nlvr import Judged, new_cls_head
 from aurora_ds.backbones.decoder import TextDecoder
-from aurora_ds.backbones.mplug_text import FusionEncoder, FusionKeys, PlainTextEncoder, layer_sites
+from aurora_ds.backbones.mplug_text import (
+    FusionEncoder,
+    FusionKeys,
+    PlainTextEncoder,
+    TwinFusionEncoder,
+    layer_sites,
+)
 from aurora_ds.backbones.separate_encoders import SeparateEncoders
 from aurora_ds.backbones.site import Site
 from aurora_ds.backbones.text import INITIAL_STD, LAYER_NORM_EPS, initialise
@@ -74,13 +83,15 @@ class MplugBackbone(nn.Module):
 class _Reading(MplugBackbone):
     """With the encoders of text and of both."""
 
+    FUSION: ClassVar[type[FusionEncoder]] = FusionEncoder
+
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__(config)
         text = config.text.model_copy(update={"depth": config.mplug.text_layers})
         self.text_encoder = PlainTextEncoder(
             text, text.width, config.attention, config.activation_checkpointing
         )
-        self.fusion_encoder = FusionEncoder(config)
+        self.fusion_encoder = self.FUSION(config)
 
     def sites(self) -> list[Site]:
         return [
@@ -178,6 +189,46 @@ class MplugVqa(_Writing, _Reading):
 
 class MplugGrounding(MplugVqa):
     """The same model for a phrase; what is written are the four numbers of its box."""
+
+
+class _Judging(_Reading):
+    """`cls_head` (H -> classes) on the fused text's first state says what is true of a statement."""
+
+    CLASSES: ClassVar[int]
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__(config)
+        self.cls_head = new_cls_head(config.text, self.CLASSES)
+
+    def judged(self, ids: Tensor, mask: Tensor, keys: FusionKeys, index: Tensor | None = None) -> Judged:
+        """Statements, ids and mask (B, L), about what `keys` are of; `index` int64 (B,): the row of each; None: in
+        their order."""
+        states = self.fusion_encoder(self.text_encoder(ids, mask), mask, keys, index)[1]
+        return Judged(self.cls_head(states[:, 0]), states)
+
+    def heads(self) -> dict[str, str]:
+        """The head's two linears."""
+        return {"cls_head_0": "cls_head.0", "cls_head_2": "cls_head.2"}
+
+
+class MplugEntailment(_Judging):
+    """An image and a statement -> contradiction, neutral or entailment (mPLUG's order of classes)."""
+
+    CLASSES = 3
+
+    def image_keys(self, tokens: Tensor) -> FusionKeys:
+        """Image tokens (images, N, H) -> what judging any number of statements needs of them."""
+        return self.fusion_encoder.keys(tokens)
+
+
+class MplugNlvr(_Judging):
+    """Two images and a statement -> class 1 = true."""
+
+    CLASSES, FUSION = 2, TwinFusionEncoder
+
+    def pair_keys(self, first: Tensor, second: Tensor) -> FusionKeys:
+        """Tokens of first and second images (pairs, N, H) -> what judging any number of statements needs of them."""
+        return self.fusion_encoder.keys(torch.cat([first, second], dim=1))
 
 
 class MplugCaption(_Writing):

@@ -13,8 +13,16 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from aurora_ds.backbones.blip import INITIAL_TEMPERATURE
+from aurora_ds.backbones.blip_nlvr import doubled, fresh_head
 from aurora_ds.backbones.family import Family
-from aurora_ds.backbones.mplug import MplugCaption, MplugGrounding, MplugRetrieval, MplugVqa
+from aurora_ds.backbones.mplug import (
+    MplugCaption,
+    MplugEntailment,
+    MplugGrounding,
+    MplugNlvr,
+    MplugRetrieval,
+    MplugVqa,
+)
 from aurora_ds.backbones.mplug_start import begin
 from aurora_ds.backbones.mplug_text import connected_layers
 from aurora_ds.backbones.published import QUEUES, PublishedTensors, untied
@@ -36,6 +44,8 @@ _OTHERS = {
     "vqa": ("vision_proj.", "text_proj.", "itm_head.", "temp"),
     "caption": ("text_encoder.", "fusion_encoder.", "vision_proj.", "text_proj.", "itm_head.", "temp"),
     "grounding": ("vision_proj.", "text_proj.", "itm_head.", "temp"),
+    "nlvr": ("text_decoder.", "vision_proj.", "text_proj.", "itm_head.", "temp"),
+    "entailment": ("text_decoder.", "vision_proj.", "text_proj.", "itm_head.", "temp"),
 }
 
 
@@ -53,6 +63,8 @@ class MplugFamily(Family):
         "vqa": MplugVqa,
         "caption": MplugCaption,
         "grounding": MplugGrounding,
+        "nlvr": MplugNlvr,
+        "entailment": MplugEntailment,
     }
     positions, interpolation = "visual_encoder.visual.pos_embed", "bilinear"
     optional = {"temp": INITIAL_TEMPERATURE}
@@ -117,3 +129,15 @@ class MplugFamily(Family):
             return None
         text = "text_decoder.bert" if head == "caption" else "text_encoder"
         return f"visual_encoder.visual.conv1 or the embeddings of the text transformer ({text}.*)"
+
+    def completed(
+        self, state: dict[str, Tensor], config: BackboneConfig
+    ) -> tuple[dict[str, Tensor], list[str]]:
+        """Statements about images are judged by a head that pre-training has not, those about pairs by two
+        cross-attentions a layer, which begin alike."""
+        model = self.models[config.head]
+        if not issubclass(model, MplugEntailment | MplugNlvr):
+            return state, []
+        state = doubled(state) if config.head == "nlvr" else state
+        fresh = fresh_head(state, config.text, model.CLASSES)
+        return state | fresh, list(fresh)

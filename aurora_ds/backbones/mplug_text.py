@@ -7,12 +7,14 @@ to it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from aurora_ds.backbones.blip_nlvr import TwinAttentionBlock, twin_keys_values
 from aurora_ds.backbones.site import Site
 from aurora_ds.backbones.text import (
     AttentionBlock,
@@ -69,11 +71,7 @@ class FusionEncoder(nn.Module):
         self.connected = connected_layers(config)
         layers = {
             str(number): TextLayer(
-                text,
-                None
-                if number in self.connected
-                else AttentionBlock(CrossAttention(text, text.width, eager), text),
-                eager,
+                text, None if number in self.connected else self.cross_attention(text, eager), eager
             )
             for number in range(text.depth - fusion, text.depth)
         }
@@ -81,15 +79,21 @@ class FusionEncoder(nn.Module):
         self.encoder.layer = nn.ModuleDict(layers)
         self.apply(initialise)
 
+    def cross_attention(self, text: TextConfig, eager: bool) -> nn.Module:
+        """The cross-attention sub-layer of one layer; called while the model is built."""
+        return AttentionBlock(CrossAttention(text, text.width, eager), text)
+
+    def image_kv(self, layers: Sequence[TextLayer], tokens: Tensor) -> list[KeysValues]:
+        """Image tokens (images, N, H) -> keys and values of each layer."""
+        return keys_values([layer.crossattention.self for layer in layers], tokens)
+
     def layers(self) -> list[tuple[int, TextLayer]]:
         """Numbers and layers, in order."""
         return [(int(number), layer) for number, layer in self.encoder.layer.items()]
 
     def keys(self, tokens: Tensor) -> FusionKeys:
         """What any number of texts needs of image tokens (images, N, H)."""
-        return FusionKeys(
-            tokens, keys_values([layer.crossattention.self for _, layer in self._apart()], tokens)
-        )
+        return FusionKeys(tokens, self.image_kv([layer for _, layer in self._apart()], tokens))
 
     def _apart(self) -> list[tuple[int, TextLayer]]:
         first = min(self.connected, default=None)
@@ -133,7 +137,7 @@ class FusionEncoder(nn.Module):
                 )
                 vision = vision + change
                 continue
-            own = kv[place] if place < len(kv) else keys_values([layer.crossattention.self], vision)[0]
+            own = kv[place] if place < len(kv) else self.image_kv([layer], vision)[0]
             states = run(layer, states, mask, own, image_index, group_size, None, seen)
         return vision, states
 
@@ -152,6 +156,18 @@ class FusionEncoder(nn.Module):
             for number, layer in self.layers()
             if layer.crossattention is not None
         ]
+
+
+class TwinFusionEncoder(FusionEncoder):
+    """FusionEncoder whose texts see two images each: cross-attention has projections for either, and their results are
+    averaged, as in BLIP's lower layers (blip_nlvr.py); connected layers read both images and the text as one
+    sequence. Tokens of a pair are (pairs, 2N, H), those of the first image in front."""
+
+    def cross_attention(self, text: TextConfig, eager: bool) -> nn.Module:
+        return TwinAttentionBlock(text, text.width, eager, merge=False)
+
+    def image_kv(self, layers: Sequence[TextLayer], tokens: Tensor) -> list[KeysValues]:
+        return twin_keys_values([layer.crossattention for layer in layers], *tokens.chunk(2, dim=1))
 
 
 def connected_layers(config: BackboneConfig) -> frozenset[int]:
@@ -178,11 +194,13 @@ def layer_sites(path: str, layer: TextLayer, number: int) -> list[Site]:
     ]
     if layer.crossattention is not None:
         cross = f"{path}.crossattention"
-        found += [
-            _plain(f"{cross}.self.query", "cross", number),
-            Site(f"{cross}.self.kv", f"{cross}.self.kv", 2, 1, "cross", number, "attention"),
-            _plain(f"{cross}.output.dense", "cross", number),
-        ]
+        for which in ("0", "1") if isinstance(layer.crossattention, TwinAttentionBlock) else ("",):
+            own = f"{cross}.self{which}"
+            found += [
+                _plain(f"{own}.query", "cross", number),
+                Site(f"{own}.kv", f"{own}.kv", 2, 1, "cross", number, "attention"),
+                _plain(f"{cross}.output.dense{which}", "cross", number),
+            ]
     first, second = f"{path}.intermediate.dense", f"{path}.output.dense"
     return [
         *found,

@@ -194,6 +194,13 @@ class NlvrConfig(Section):
     max_tokens: PositiveInt = Field(512, description="of a statement; published: whole")
 
 
+class EntailmentConfig(Section):
+    """Statements about an image: entailed, contradicted, or neither."""
+
+    max_words: PositiveInt = 30
+    max_tokens: PositiveInt = Field(40, description="of a statement")
+
+
 class GroundingConfig(Section):
     """A phrase -> the box that it means, written as four tokens: centre x, centre y, width, height."""
 

@@ -81,7 +81,10 @@ def annotations(config: RunConfig, kind: str, every: bool) -> Any:
     made: dict[str, Callable[[], Any]] = {
         "captions": lambda: words,
         "questions": lambda: {"question": words, "answers": answers, "dataset": None},
-        "statements": lambda: {"sentence": words, "label": "True"},
+        "statements": lambda: {
+            "sentence": words,
+            "label": "neutral" if config.task == "entailment" else "True",
+        },
         "phrases": lambda: {
             "phrase": words,
             "box": [0.0, 0.0, size / 2, size / 2],

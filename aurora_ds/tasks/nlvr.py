@@ -15,7 +15,7 @@ from aurora_ds.backbones.blip_nlvr import Judged
 from aurora_ds.config import TextConfig
 from aurora_ds.errors import AuroraError
 from aurora_ds.prompts import Prompts
-from aurora_ds.tasks.language import LanguageTask, with_first
+from aurora_ds.tasks.language import LanguageTask, wide, with_first
 from aurora_ds.tasks.negatives import keyed_uniform
 
 _SWAP = 3  # the stream of these draws; the losses of retrieval have others
@@ -51,7 +51,7 @@ class NlvrTask(LanguageTask):
                 mm_embeds=said.states,
                 prediction=said.logits,
             )
-        return said._replace(logits=_wide(said.logits))
+        return said._replace(logits=wide(said.logits))
 
     def loss(
         self, batch: dict[str, Any], step: int = 0, trace: dict[str, Tensor] | None = None
@@ -101,7 +101,7 @@ class NlvrTask(LanguageTask):
             for part in rows.split(at_once):
                 said = self.model.judged(ids[part], batch["attention_mask"][part], keys, batch["pair"][part])
                 logits[part] = said.logits
-        return {"logits": _wide(logits)}
+        return {"logits": wide(logits)}
 
     def _tokens(self, images: Tensor) -> Tensor:
         """(B, 2, 3, H, W) -> (B, 2, N + 1, D)."""
@@ -131,7 +131,3 @@ def _check_pairs(images: Tensor) -> None:
             f"Statements are about pairs of images, but a sample holds {count}. Use shards of pairs, such as those of "
             "`aurora-ds shards convert nlvr2`."
         )
-
-
-def _wide(logits: Tensor) -> Tensor:
-    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits

@@ -85,7 +85,10 @@ def test_only_what_computes_is_built(settings, held, text_tower, idle_fusion, pr
     assert built == held - text_tower - idle_fusion - projection - dead_cross
 
 
-@pytest.mark.parametrize("head", ["retrieval", "vqa", "caption", "grounding"])
+HEADS = ["retrieval", "vqa", "caption", "grounding", "nlvr", "entailment"]
+
+
+@pytest.mark.parametrize("head", HEADS)
 def test_every_built_weight_is_called(head):
     """A gradient reaches everything, so nothing is built that does not compute."""
     model, (ids, mask) = random_model(head), texts(2)
@@ -94,6 +97,9 @@ def test_every_built_weight_is_called(head):
         states = model.matched(ids, mask, model.image_keys(tokens))
         total = model.itm_head(states).sum() + model.text_proj(states).sum() + model.vision_proj(tokens).sum()
         total = total + model.temp
+    elif head in ("nlvr", "entailment"):
+        keys = model.pair_keys(tokens, tokens.flip(0)) if head == "nlvr" else model.image_keys(tokens)
+        total = model.judged(ids, mask, keys).logits.square().sum()
     else:
         memory, seen = (tokens, None) if head == "caption" else model.read(ids, mask, tokens)
         decoder = model.text_decoder
@@ -151,6 +157,35 @@ def test_texts_share_the_keys_of_their_image():
 
 
 @pytest.mark.parametrize("stride", [2, 3])
+def test_statements_about_one_pair(stride):
+    """Each reads both images of its pair, in their order, whichever batch it is in."""
+    model = random_model("nlvr", mplug=TINY["mplug"] | {"stride": stride})
+    ids, mask = texts(3)
+    first, second = (model.image_tokens(torch.randn(2, 3, 16, 16)) for _ in range(2))
+    index = torch.tensor([1, 1, 0])
+    shared = model.judged(ids, mask, model.pair_keys(first, second), index).logits
+    own = model.judged(ids, mask, model.pair_keys(first[index], second[index])).logits
+    assert torch.allclose(shared, own, atol=1e-5)
+    other = model.judged(ids, mask, model.pair_keys(second, first), index).logits
+    assert not torch.allclose(shared, other, atol=1e-3)
+
+
+@pytest.mark.parametrize("head", ["nlvr", "entailment"])
+def test_judging_starts_from_pre_training_with_a_new_head(tmp_path: Path, head):
+    """Both cross-attentions of a pair begin as the one of pre-training."""
+    tensors = {nested(name): tensor for name, tensor in to_published(random_model("vqa")).items()}
+    tensors |= {"vision_proj.weight": torch.zeros(12, 32), "temp": torch.tensor(0.07)}
+    save_file({n: t.contiguous().clone() for n, t in tensors.items()}, tmp_path / "model.safetensors")
+    loaded = load_backbone(config_of(head, checkpoint=str(tmp_path / "model.safetensors")))
+    assert {name.partition(".")[0] for name in loaded.fresh} == {"cls_head"}
+    found, layer = to_published(loaded.model), "fusion_encoder.encoder.layer.1.crossattention"
+    for which in ("0", "1") if head == "nlvr" else ("",):
+        for name in ("self{}.key.weight", "output.dense{}.bias"):
+            wanted = tensors[nested(f"{layer}.{name.format('')}")]
+            assert torch.equal(found[f"{layer}.{name.format(which)}"], wanted)
+
+
+@pytest.mark.parametrize("stride", [2, 3])
 def test_questions_about_one_image(stride):
     """With a connected layer, and without any."""
     model, (ids, mask) = random_model(mplug=TINY["mplug"] | {"stride": stride}), texts(3)
@@ -185,7 +220,7 @@ def nested(name: str) -> str:
 
 
 @pytest.mark.parametrize("nesting", [lambda name: name, nested, lambda name: f"module.{name}"])
-@pytest.mark.parametrize("head", ["retrieval", "vqa", "caption", "grounding"])
+@pytest.mark.parametrize("head", HEADS)
 def test_every_published_nesting_loads(tmp_path: Path, head, nesting):
     model = random_model(head)
     tensors = {nesting(name): tensor for name, tensor in to_published(model).items()}
@@ -272,7 +307,7 @@ def test_positions_are_resized_bilinearly(saved: Path):
             "fusion_layers .6. must be a multiple of backbone.mplug.stride .4.",
         ),
         ("vqa", {"text": {"depth": 4}}, "must not exceed backbone.text.depth"),
-        ("nlvr", {}, "has no model for backbone.head=nlvr"),
+        ("pretrain", {}, "has no model for backbone.head=pretrain"),
     ],
 )
 def test_settings_that_contradict_each_other(task, settings, said):

@@ -16,7 +16,8 @@ from aurora_ds.assemble import Assembled, build_task
 from aurora_ds.errors import AuroraError
 from aurora_ds.recipe import load_config
 from aurora_ds.tasks.nlvr import drawn_to_turn
-from aurora_ds.wiring import nlvr
+from aurora_ds.wiring import statements as wiring_statements
+from aurora_ds.wiring.base import Evaluation
 from aurora_ds.wiring.nlvr import exchanged
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -39,7 +40,7 @@ def assembled(made: Path, *overrides: str) -> Assembled:
     return built
 
 
-def evaluated(built: Assembled) -> nlvr.Evaluation:
+def evaluated(built: Assembled) -> Evaluation:
     return built.wiring.evaluate(built.task, built.tokenizer)
 
 
@@ -143,11 +144,11 @@ def test_statements_of_a_pair_are_judged_as_each_by_itself(
     }
     for statement, judged in found.details:
         alone = built.wiring.predict(
-            built.task, built.tokenizer, images[statement.pair][None], [statement.sentence]
+            built.task, built.tokenizer, images[statement.medium][None], [statement.sentence]
         )
-        assert alone[0]["label"] == str(judged.says)
-        assert alone[0]["probabilities"]["True"] == pytest.approx(judged.probability, abs=1e-5)
-    assert len({judged.probability for _, judged in found.details}) == len(pair_rows("test", PAIRS))
+        assert alone[0]["label"] == str(bool(judged.says))
+        assert alone[0]["probabilities"]["True"] == pytest.approx(judged.probabilities[1], abs=1e-5)
+    assert len({judged.probabilities[1] for _, judged in found.details}) == len(pair_rows("test", PAIRS))
 
 
 def blocks(built: Assembled) -> list[dict[str, Any]]:
@@ -190,19 +191,21 @@ def test_exchanged_in_evaluation_only_as_released(made: Path) -> None:
         plain.details, evaluated(built).details, turned, strict=True
     ):
         if turn:
-            image = images[statement.pair].flip(0)[None]
+            image = images[statement.medium].flip(0)[None]
             alone = built.wiring.predict(built.task, built.tokenizer, image, [exchanged(statement.sentence)])
-            assert judged.probability == pytest.approx(alone[0]["probabilities"]["True"], abs=1e-5)
+            assert judged.probabilities[1] == pytest.approx(alone[0]["probabilities"]["True"], abs=1e-5)
         else:
-            assert judged.probability == pytest.approx(usual.probability, abs=1e-5)
+            assert judged.probabilities[1] == pytest.approx(usual.probabilities[1], abs=1e-5)
     assert 0 < sum(turned) < len(turned)
 
 
 def changed(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
     """Records of the split as `change` makes them of those in the shards."""
-    original = nlvr.eval_records
+    original = wiring_statements.eval_records
     monkeypatch.setattr(
-        nlvr, "eval_records", lambda config: [(key, change(dict(record))) for key, record in original(config)]
+        wiring_statements,
+        "eval_records",
+        lambda config: [(key, change(dict(record))) for key, record in original(config)],
     )
 
 
@@ -339,5 +342,5 @@ def test_blank_media_are_all_judged_alike(made: Path) -> None:
     found = evaluated(assembled(made, "data.media=blank"))
     said = {}
     for statement, judged in found.details:
-        said.setdefault(statement.sentence, set()).add(round(judged.probability, 5))
+        said.setdefault(statement.sentence, set()).add(round(judged.probabilities[1], 5))
     assert all(len(each) == 1 for each in said.values())
