@@ -126,7 +126,7 @@ def test_built_in_vocabulary_is_refused_when_used(vocabulary):
     "content, part",
     [
         (None, "does not exist"),
-        ("red\nball\n", r"lacks \[PAD\], \[UNK\], \[CLS\], \[SEP\]"),
+        ("red\nball\n", r"lacks \[PAD\] or <pad>, \[UNK\] or <unk>, \[CLS\] or <cls> or <s>, \[SEP\] or"),
         (b"\xff\xfe\x00", "cannot be read"),
     ],
 )
