@@ -16,13 +16,15 @@ the whole batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from aurora_ds.backbones.expert_parallel import computed_by_ranks
 from aurora_ds.config.eve import ExpertConfig
 from aurora_ds.errors import AuroraError
 
@@ -177,31 +179,51 @@ class Gate(nn.Module):
 
 
 class ExpertList(nn.Module):
-    """Gives the experts their published parent name, `experts.experts`."""
+    """Gives the experts their published parent name, `experts.experts`. Holds all of them, or, after `hold`, the share
+    of this rank in a group."""
 
     def __init__(self, width: int, hidden: int, experts: int) -> None:
         super().__init__()
-        self.experts = nn.ModuleList(FeedForward(width, hidden) for _ in range(experts))
+        self.experts: nn.ModuleList | nn.ModuleDict = nn.ModuleList(
+            FeedForward(width, hidden) for _ in range(experts)
+        )
+        self.total = experts
+        self.group: dist.ProcessGroup | None = None
+
+    def hold(self, numbers: Sequence[int], group: dist.ProcessGroup | None) -> list[nn.Module]:
+        """Go on with these experts, under the names that they have, and leave the others to the ranks of `group`.
+
+        Returns: all experts as they were, for `hold_all`."""
+        every = list(self.experts)
+        self.experts = nn.ModuleDict({str(number): every[number] for number in numbers})
+        self.group = group
+        return every
+
+    def hold_all(self, every: Sequence[nn.Module]) -> None:
+        """The opposite of `hold`, in the mode (training or evaluation) of this module."""
+        self.experts, self.group = nn.ModuleList(every).train(self.training), None
 
     def forward(self, tokens: Tensor, routing: Routing) -> Tensor:
         """tokens (S, D) -> Σ over the kept choices of weight · expert, (S, D)."""
         kept = routing.kept.flatten()[routing.order]
         order = routing.order[kept]
+        counts = torch.bincount(routing.experts.flatten()[order], minlength=self.total)
+        source = order % len(tokens)
+        rows, weights = tokens.index_select(0, source), routing.weights.flatten()[order, None]
+        if self.group is not None:
+            results = computed_by_ranks(rows, counts, self.experts.values(), self.group)
+            weighted = results * weights.to(results.dtype)
+            return torch.zeros_like(tokens, dtype=results.dtype).index_add_(0, source, weighted)
         # an expert without tokens is called too, with no rows: sharded parameters are gathered in the same order on
         # every rank, and each expert has a gradient
-        sizes = torch.bincount(routing.experts.flatten()[order], minlength=len(self.experts)).tolist()
-        source = order % len(tokens)
-        blocks = tokens.index_select(0, source).split(sizes)
-        weights = routing.weights.flatten()[order, None].split(sizes)
-        result = None
-        for expert, block, weight, places in zip(
-            self.experts, blocks, weights, source.split(sizes), strict=True
-        ):
-            rows = expert(block)
+        sizes, result = counts.tolist(), None
+        pieces = (each.split(sizes) for each in (rows, weights, source))
+        for expert, block, weight, places in zip(self.experts, *pieces, strict=True):
+            found = expert(block)
             if result is None:
-                result = torch.zeros_like(tokens, dtype=rows.dtype)
+                result = torch.zeros_like(tokens, dtype=found.dtype)
             # block by block: no second copy of all rows
-            result = result.index_add_(0, places, rows * weight.to(rows.dtype))
+            result = result.index_add_(0, places, found * weight.to(found.dtype))
         return result
 
 
@@ -246,6 +268,6 @@ class ExpertFeedForward(nn.Module):
 
     def linears(self) -> Iterator[tuple[str, nn.Linear]]:
         """(path, linear) of the experts' projections, in order."""
-        for number, expert in enumerate(self.moe.experts.experts):
+        for number, expert in self.moe.experts.experts.named_children():
             for name in ("fc1", "fc2"):
                 yield f"moe.experts.experts.{number}.{name}", getattr(expert, name)

@@ -46,6 +46,10 @@ class TrainConfig(Section):
     clip_norm: float = Field(0.0, ge=0, description="0: no clipping")
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     zero_stage: Literal[0, 1, 2, 3] = Field(0, description="used when no --deepspeed-config is given")
+    expert_parallel: PositiveInt = Field(
+        1,
+        description="ranks that share the experts of a backbone, each holding an equal part; 1: all on each rank",
+    )
     save_every: int = Field(
         0, ge=0, description="optimizer steps between checkpoints; 0: at the end of each epoch"
     )

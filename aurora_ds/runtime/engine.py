@@ -12,7 +12,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from aurora_ds.config import TrainConfig
 from aurora_ds.errors import AuroraError
 from aurora_ds.runtime import process_group
-from aurora_ds.runtime.groups import groups_of
+from aurora_ds.runtime.expert_ranks import ExpertRanks, is_expert, spread
+from aurora_ds.runtime.groups import Group, groups_of
 from aurora_ds.runtime.partitions import MOMENTS, Partitions
 from aurora_ds.runtime.schedule import learning_rate
 from aurora_ds.runtime.settings import resolve_settings
@@ -60,7 +61,11 @@ class Engine:
         config: TrainConfig,
         total_steps: int,
         steps_per_epoch: int,
+        shapes: dict[str, torch.Size],
+        groups: list[Group],
+        experts: ExpertRanks | None = None,
     ) -> None:
+        """`shapes`: of all trainables by name, and `groups` of them, also of experts that other ranks hold."""
         self.deepspeed = deepspeed_engine
         self.task = task
         self.config = config
@@ -69,7 +74,7 @@ class Engine:
         self.device = process_group.device()
         self.dtype = _DTYPES[config.precision]
         self.trainables = {name: value for name, value in task.named_parameters() if value.requires_grad}
-        self.groups = groups_of(self.trainables, config)
+        self.shapes, self.groups, self.experts = shapes, groups, experts
         self.partitions = Partitions(deepspeed_engine, self.trainables)
         self.times = StepTimes(self.device)
         self.step = 0
@@ -112,8 +117,13 @@ class Engine:
         Every parameter is gathered once, so for that time each rank holds the whole model as at stage 0 (BLIP ViT-B for
         answering in fp32: 1.4 GB), and up to twice that while it gathers. DeepSpeed's module hooks, which would cut
         parameters up again and record the order of modules to prefetch by, are taken out and put back as they were:
-        training goes on with the record that it had, and that is the same on all ranks.
+        training goes on with the record that it had, and that is the same on all ranks. Experts that are spread over
+        ranks are gathered likewise.
         """
+        if self.experts is not None:
+            with self.experts.whole():
+                yield
+            return
         if self.zero_stage != 3:
             yield
             return
@@ -173,7 +183,9 @@ class Engine:
 
     def trainable_values(self) -> dict[str, Tensor]:
         """Every trainable by name, whole, fp32, on the CPU of every rank. Collective."""
-        return {name: self.partitions.read(parameter) for name, parameter in self.trainables.items()}
+        return self._of_all(
+            {name: self.partitions.read(parameter) for name, parameter in self.trainables.items()}
+        )
 
     def load_trainable_values(self, values: dict[str, Tensor]) -> None:
         """Set masters and module from whole tensors; the very next forward uses them. Collective.
@@ -202,6 +214,7 @@ class Engine:
                     state[f"{name}.{moment}"] = self.partitions.read(parameter, moment)
                 else:
                     state[f"{name}.{moment}"] = torch.zeros_like(state[f"{name}.master"])
+        state = self._of_all(state)
         state["step"] = torch.tensor(self.step, dtype=torch.int64)
         state["adam_step"] = torch.tensor(self.partitions.adam_step(), dtype=torch.int64)
         for field, value in self.partitions.loss_scaler_fields().items():
@@ -231,31 +244,39 @@ class Engine:
         """Release DeepSpeed's hooks and buffers. The task's values stay as they are at stages 0 to 2."""
         self.deepspeed.destroy()
 
+    def _of_all(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What belongs to trainables of this rank, and to the experts of others. Collective."""
+        return values if self.experts is None else self.experts.gathered(values)
+
     def _check_names(self, values: dict[str, Tensor], what: str) -> None:
-        missing = sorted(set(self.trainables) - set(values))
-        unexpected = sorted(set(values) - set(self.trainables))
+        missing = sorted(set(self.shapes) - set(values))
+        unexpected = sorted(set(values) - set(self.shapes))
         if missing or unexpected:
             raise AuroraError(
                 f"The {what} to load do not fit this task: missing {missing or 'none'}, unexpected "
                 f"{unexpected or 'none'}. They were saved by a run that trained other parameters; use its recipe "
                 "(method, prompts.* and trained heads), or start in another output folder."
             )
-        for name, parameter in self.trainables.items():
-            shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
-            if tuple(values[name].shape) != shape:
+        for name, shape in self.shapes.items():
+            if values[name].shape != shape:
                 raise AuroraError(
-                    f"The {what} to load have shape {tuple(values[name].shape)} for {name}, this task has {shape}. "
+                    f"The {what} to load have shape {tuple(values[name].shape)} for {name}, this task has "
+                    f"{tuple(shape)}. "
                     "Use the recipe that they were trained with (prompts.rank and the backbone's sizes decide "
                     "shapes)."
                 )
 
     def _plain_grad_norm(self) -> float:
         grads = [parameter.grad for parameter in self.trainables.values() if parameter.grad is not None]
-        return (
-            float(torch.linalg.vector_norm(torch.stack([grad.float().norm() for grad in grads])))
-            if grads
-            else 0.0
-        )
+        if not grads:
+            return 0.0
+        norms = torch.stack([grad.float().norm() for grad in grads])
+        if self.experts is not None:
+            held = [each for each in self.trainables.values() if each.grad is not None]
+            spread_out = torch.tensor([is_expert(each) for each in held], device=norms.device)
+            every = self.experts.sum_over_ranks(norms[spread_out].square().sum()).sqrt()
+            norms = torch.cat([norms[~spread_out], every[None]])
+        return float(torch.linalg.vector_norm(norms))
 
     def _clip_plain(self, norm: float) -> bool:
         """Clip as the ZeRO optimizers do, and like them drop gradients that are not finite: False then."""
@@ -275,13 +296,19 @@ class Engine:
         return math.nan if norm is None else float(norm)
 
     def _update_ratio(self, before: list[Tensor]) -> float:
-        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for old, new in zip(before, self.partitions.local_masters(), strict=True):
-            sums[0] += (new.detach() - old).double().square().sum().to(self.device)
-            sums[1] += old.double().square().sum().to(self.device)
+        # changes and values, squared; in the second row of experts, of which this rank has a share
+        sums = torch.zeros(2, 2, dtype=torch.float64, device=self.device)
+        masters = self.partitions.local_masters()
+        for old, new in zip(before, masters, strict=True):
+            row = sums[1 if self.experts is not None and is_expert(new) else 0]
+            row[0] += (new.detach() - old).double().square().sum().to(self.device)
+            row[1] += old.double().square().sum().to(self.device)
         if self.partitions.is_partitioned and process_group.world_size() > 1:
             torch.distributed.all_reduce(sums)
-        return float((sums[0] / sums[1].clamp_min(1e-30)).sqrt())
+        elif self.experts is not None:
+            self.experts.sum_over_ranks(sums[1])
+        changed, values = sums.sum(0)
+        return float((changed / values.clamp_min(1e-30)).sqrt())
 
 
 def build(
@@ -297,12 +324,12 @@ def build(
     accumulation, clipping and precision come from `config`: a file that says otherwise is an AuroraError.
     """
     settings = resolve_settings(config, deepspeed_config, process_group.world_size())
-    trainables = [parameter for parameter in task.parameters() if parameter.requires_grad]
-    if not trainables:
+    shapes = {name: value.shape for name, value in task.named_parameters() if value.requires_grad}
+    if not shapes:
         raise AuroraError(
             "Nothing is trainable in this task: choose train.method aurora, heads or full, or other sites."
         )
-    scalars = [name for name, value in task.named_parameters() if value.requires_grad and value.dim() == 0]
+    scalars = [name for name, shape in shapes.items() if not shape]
     if scalars:
         raise AuroraError(
             f"{', '.join(scalars)} cannot be trained: DeepSpeed takes no parameter without dimensions. Give it "
@@ -310,44 +337,55 @@ def build(
         )
     zero = settings["zero_optimization"]
     zero.setdefault("stage", config.zero_stage)
-    bucket = bucket_elements(sum(parameter.numel() for parameter in trainables))
+    exact = {}
+    if config.precision != "fp32":
+        # Casting happens inside initialize; the masters must start from the values before the cast.
+        exact = {name: value.detach().clone() for name, value in task.named_parameters() if name in shapes}
     if zero["stage"] == 0 and config.precision == "fp32":
         # There the engine clips: it has the norm at hand, which DeepSpeed would compute again and not report.
         settings["gradient_clipping"] = 0.0
-    for key in ("reduce_bucket_size", "allgather_bucket_size"):
-        zero.setdefault(key, bucket)
 
     # Set by every launcher; DeepSpeed insists on it in a process that has none too.
     os.environ.setdefault("LOCAL_RANK", "0")
     deepspeed = _import_deepspeed()
+    experts = spread(task, config, settings)
+    named = {name: value for name, value in task.named_parameters() if name in shapes}
+    trainables = list(named.values())
+    bucket = bucket_elements(sum(parameter.numel() for parameter in trainables))
+    for key in ("reduce_bucket_size", "allgather_bucket_size"):
+        zero.setdefault(key, bucket)
     if config.precision == "fp16" and not deepspeed.accelerator.get_accelerator().is_fp16_supported():
         raise AuroraError(
             f"train.precision fp16 does not work on this device ({process_group.device().type}). Use bf16 or fp32, "
             "or a GPU."
         )
-    # Casting to bf16 or fp16 happens inside initialize; the masters must start from the values before the cast.
-    exact = {name: value.detach().clone() for name, value in task.named_parameters() if value.requires_grad}
     task.to(process_group.device())
-    named = dict(task.named_parameters())
-    groups = [
-        {"params": [named[name] for name in group.names], "lr": group.lr, "weight_decay": group.weight_decay}
-        for group in groups_of(exact, config)
+    groups = groups_of(shapes, config, () if experts is None else experts.among(shapes))
+    own = [
+        {
+            "params": [named[name] for name in group.names if name in named],
+            "lr": group.lr,
+            "weight_decay": group.weight_decay,
+            **({"moe": True, "name": experts.name} if group.spread else {}),
+        }
+        for group in groups
     ]
-    optimizer = torch.optim.AdamW(groups, betas=config.betas, eps=config.eps)
+    optimizer = torch.optim.AdamW(own, betas=config.betas, eps=config.eps)
     # DeepSpeed broadcasts parameters as bytes; a tensor without dimensions (a frozen temperature) has no byte view.
     scalars = [parameter for parameter in task.parameters() if parameter.dim() == 0]
     for parameter in scalars:
         parameter.data = parameter.data.reshape(1)
-    deepspeed_engine, *_ = deepspeed.initialize(
-        model=task, optimizer=optimizer, model_parameters=trainables, config=settings
-    )
+    with nullcontext() if experts is None else experts.known(task):
+        deepspeed_engine, *_ = deepspeed.initialize(
+            model=task, optimizer=optimizer, model_parameters=trainables, config=settings
+        )
     process_group.limit_all(config.collective_timeout_seconds)
     for parameter in scalars:
         if hasattr(parameter, "ds_shape"):
             parameter.ds_shape = torch.Size([])
         if parameter.numel() == 1:
             parameter.data = parameter.data.reshape(())
-    engine = Engine(deepspeed_engine, task, config, total_steps, steps_per_epoch)
+    engine = Engine(deepspeed_engine, task, config, total_steps, steps_per_epoch, shapes, groups, experts)
     if config.precision != "fp32":
         # The stage-0 wrapper takes an empty Adam step when it is made, which decays the weights and counts as one.
         engine.partitions.adam.state.clear()

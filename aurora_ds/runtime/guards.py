@@ -6,6 +6,7 @@ steps each must have moved by more than weight decay moves it. A loss that is no
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -35,7 +36,7 @@ class Guards:
         self.moved_after = moved_after
         self._steps_seen = 0
         self._skipped_in_a_row = 0
-        self._decay = dict.fromkeys(engine.trainables, 1.0)
+        self._decay = dict.fromkeys(engine.shapes, 1.0)
         self._finite: dict[str, Tensor] = {}
         self._hooks: list[Any] = []
         self._check_optimizer()
@@ -145,11 +146,15 @@ class Guards:
         message = ""
         if process_group.rank() == 0:
             tolerance = _ROUNDING * (self.moved_after + 1)
-            still = []
+            still, moved = [], set()
             for name, start in self._start.items():
                 decayed = start * self._decay[name]
                 if bool(((values[name] - decayed).abs() <= tolerance * start.abs()).all()):
                     still.append(name)
+                else:
+                    moved.add(_any_expert(name))
+            # an expert to which no token went yet is none that cannot learn
+            still = [name for name in still if _any_expert(name) not in moved]
             if still:
                 message = (
                     f"After {self.moved_after} steps (step {step}) these trainable parameters have not moved: "
@@ -165,6 +170,11 @@ def _stop_together(finite: bool, message: str) -> NoReturn:
         process_group.stop_together(finite, message)
     except AuroraError as error:
         raise NotFinite(str(error)) from error
+
+
+def _any_expert(name: str) -> str:
+    """The same name for all experts of a layer."""
+    return re.sub(r"\.experts\.\d+\.", ".experts.*.", name)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -43,6 +43,7 @@ FREE_TO_CHANGE = (
     "data.slow_seconds",
     "train.max_steps",
     "train.zero_stage",
+    "train.expert_parallel",
     "train.save_every",
     "train.save_queue",
     "train.keep_last",
