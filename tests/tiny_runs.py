@@ -64,6 +64,25 @@ def pair_shards(folder: Path, train: int = 12, test: int = 7) -> Path:
     return folder / "shards"
 
 
+def entailment_shards(folder: Path) -> Path:
+    """Shards of photos with statements that they entail, contradict, or neither, as of SNLI-VE."""
+    from aurora_ds.data.convert import convert
+
+    raw, labels = folder / "raw", ("entailment", "neutral", "contradiction")
+    for split, count in (("train", 12), ("dev", 3), ("test", 5)):
+        rows = []
+        for number in range(count):
+            name = f"{len(split)}{number:03d}"
+            draw(raw / "flickr30k-images" / f"{name}.jpg", number * 5 + len(split))
+            rows += [
+                {"image": name, "sentence": sentence, "label": labels[(number + place) % 3]}
+                for place, sentence in enumerate(SENTENCES[: 1 + number % 3])
+            ]
+        (raw / f"ve_{split}.json").write_text(json.dumps(rows))
+    convert("snli_ve", raw, folder / "shards")
+    return folder / "shards"
+
+
 FAMILIES = {  # beside what `backbone` sets: tokens after the vocabulary, settings
     "blip": (2, {}),
     "eve": (0, {"eve": {"top_layers": [1], "moe": {"experts": 4}, "layer_scale": 0.5, "answers": 3}}),

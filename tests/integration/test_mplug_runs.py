@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from test_export_tasks import GREEDY, listed_shards
-from tiny_runs import recipe
+from tiny_runs import entailment_shards, pair_shards, recipe
 
 from aurora_ds.cli import main
 from aurora_ds.errors import AuroraError
@@ -25,8 +25,11 @@ FULL = {"vqa": "vqa.momentum_model=twin", "retrieval": "retrieval.momentum_model
 
 
 def a_recipe(folder: Path, head: str) -> tuple[Path, Path]:
-    shards = listed_shards(folder, "questions" if head == "vqa" else "folder")
-    sections = {head: SETTINGS[head], "prompts": {"query_transform": False}}
+    if head in ("nlvr", "entailment"):
+        shards = (pair_shards if head == "nlvr" else entailment_shards)(folder)
+    else:
+        shards = listed_shards(folder, "questions" if head == "vqa" else "folder")
+    sections = {head: SETTINGS.get(head, {}), "prompts": {"query_transform": False}}
     return recipe(folder, head, shards, name="mplug", **sections), shards
 
 
@@ -38,6 +41,8 @@ def metrics(folder: Path) -> dict[str, float]:
     "head",
     [
         "vqa",
+        "entailment",
+        pytest.param("nlvr", marks=pytest.mark.slow),
         pytest.param("caption", marks=pytest.mark.slow),
         pytest.param("retrieval", marks=pytest.mark.slow),
     ],
@@ -58,7 +63,7 @@ def test_trained_judged_and_exported(tmp_path: Path, head):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("head", ["vqa", "caption", "retrieval"])
+@pytest.mark.parametrize("head", ["vqa", "caption", "retrieval", "nlvr", "entailment"])
 def test_trained_as_a_whole(tmp_path: Path, head):
     from aurora_ds.train import main as train
 
