@@ -11,6 +11,7 @@ import random
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -166,11 +167,32 @@ def test_another_output_continues_from_a_named_checkpoint(whole: Path, train, tm
     assert_equal(adapter(tmp_path / "run"), adapter(whole), 0.0)
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over(whole: Path, train, tmp_path: Path) -> None:
+def torn(checkpoint_folder: Path) -> None:
+    (checkpoint_folder / checkpoint.OPTIMIZER).write_bytes(b"torn")
+
+
+def one_bit(checkpoint_folder: Path) -> None:
+    file = checkpoint_folder / checkpoint.OPTIMIZER
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def a_file_missing(checkpoint_folder: Path) -> None:
+    (checkpoint_folder / "adapter_model.safetensors").unlink()
+
+
+def no_record(checkpoint_folder: Path) -> None:
+    (checkpoint_folder / checkpoint.STATE).write_text('{"schema": 1,')
+
+
+@pytest.mark.parametrize("damage", [torn, one_bit, a_file_missing, no_record])
+def test_a_damaged_newest_checkpoint_is_passed_over(
+    damage: Callable[[Path], None], whole: Path, train, tmp_path: Path
+) -> None:
     output = tmp_path / "run"
     shutil.copytree(whole, output)
-    newest = checkpoint.find(output, "required")
-    (newest / checkpoint.OPTIMIZER).write_bytes(b"torn")
+    damage(checkpoint.find(output, "required"))
     with pytest.warns(UserWarning, match="Passing over a checkpoint"):
         train(output)
     assert losses(output) == losses(whole)
