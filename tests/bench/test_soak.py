@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from pathlib import Path
 
@@ -50,12 +51,57 @@ def test_trials_are_counted_by_who_was_killed() -> None:
     ]
 
 
+def test_a_run_that_does_not_go_on_is_the_fault_of_the_kill_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class NoProcesses:
+        def __init__(self, *given: object) -> None:
+            pass
+
+        def wait(self, seconds: float) -> tuple[float, int]:
+            return 0.0, 0
+
+        def close(self) -> None:
+            pass
+
+    def killed(place: object, recipe: Path, output: Path, seed: int, commit: str) -> soak.Trial:
+        if seed == 3:
+            raise soak.DidNotGoOn("it said nothing")
+        return soak.Trial(seed, "rank", 5, 3.0, True, 0, 5)
+
+    whole = [(step, 1.0, 1.0) for step in range(1, soak.STEPS + 1)]
+    for name, value in (
+        *(("Run", NoProcesses), ("Place", NoProcesses), ("prepare", lambda folder: folder)),
+        *(("losses", lambda output: whole), ("latest", lambda output: 5), ("kill_one", killed)),
+    ):
+        monkeypatch.setattr(soak, name, value)
+    done = next(each for each in soak.trials(tmp_path, 3, 1, one_machine=True) if len(each) == 2)
+    assert [trial.survived() for trial in done] == [True, False]
+
+
+def test_trials_are_added_to_those_of_the_same_settings_alone(tmp_path: Path) -> None:
+    before, path = soak.Trial(4, "rank", 5, 3.0, True, 0, 5, commit="abc"), tmp_path / "soak.json"
+    settings = {"hosts": 2, "steps": soak.STEPS}
+    path.write_text(json.dumps(settings | {"wanted": 100, "trials": [dataclasses.asdict(before)]}))
+    assert soak.earlier(path, settings) == [before]
+    with pytest.raises(SystemExit, match="nothing is added"):
+        soak.earlier(path, settings | {"hosts": 1})
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_rank_the_launcher_and_a_host_killed_at_random_moments(tmp_path: Path) -> None:
+def test_a_rank_the_launcher_and_a_host_killed_at_random_moments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reason = separate_hosts.missing()
     if reason:
         pytest.skip(reason)
+    # the same in fewer steps: most of a trial is its start
+    epochs, between = 14, 8
+    steps = soak.PAIRS // soak.BATCH * epochs
+    for name, value in (("EPOCHS", epochs), ("STEPS", steps), ("MOST_STEPS_BETWEEN", between)):
+        monkeypatch.setattr(soak, name, value)
+    monkeypatch.setattr(soak, "LAST_KILLED", steps - 4 * between)
     *_, done = soak.trials(tmp_path, 3, first_seed=10, one_machine=False)
     assert {soak.family(trial.victim) for trial in done} == {"rank", "launcher", "host"}
     assert all(trial.survived() for trial in done), done
