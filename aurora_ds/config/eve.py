@@ -45,7 +45,22 @@ class DecoderConfig(Section):
 
 class EveConfig(Section):
     """The unified transformer. Width, depth, heads, drop-path and image size are those of `backbone.vision`;
-    vocabulary, positions, dropout and special tokens those of `backbone.text`."""
+    vocabulary, positions, dropout and special tokens those of `backbone.text`.
+
+    `released` is for comparisons with the public code. All that it changes:
+
+    | here | with `released` |
+    |---|---|
+    | padding is not routed and takes no expert's room | it is, and does, and counts in the balance |
+    | capacity, where it is limited, per sample | over the batch, with factor 1: results depend on batch mates |
+    | `topk` experts per token | two |
+    | noise on the second choice in training | in evaluation too |
+    | the gate's loss counts in every task | not in question answering |
+    | retrieval is evaluated with the last norm, as it is trained | without it |
+    | all pairs that matching compares in one pass | true, other images, other texts: a pass each |
+    | relative positions wherever there are some | not for images and texts by themselves |
+    | lower experts are told what is image and what is text | they take the first tokens for an image's |
+    """
 
     top_layers: list[NonNegativeInt] = Field(
         default_factory=lambda: [10, 11],
@@ -80,6 +95,6 @@ class EveConfig(Section):
     )
     released: bool = Field(
         False,
-        description="route as the published code does: padding takes part, capacity over the batch, noise in "
-        "evaluation too; results then depend on batch mates",
+        description="as the public code runs: padding is routed, capacity over the batch, two experts, noise in "
+        "evaluation too, no last norm there, no gate loss in question answering; results depend on batch mates",
     )
