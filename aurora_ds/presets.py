@@ -71,6 +71,8 @@ VQA_PRESETS = {
 
 NLVR_PRESETS = {"aurora": {"swap": "train"}, "released": {"swap": "released"}}
 
+MPLUG_PRESETS = {"aurora": {"text_end": "sep"}, "released": {"text_end": "none"}}
+
 GROUNDING_PRESETS = {"aurora": {"weighting": "sample"}, "released": {"weighting": "batch"}}
 
 
@@ -90,6 +92,7 @@ def with_preset(config: RunConfig) -> RunConfig:
     _fill(config.retrieval, RETRIEVAL_PRESETS[config.prompts.preset])
     _fill(config.vqa, VQA_PRESETS[config.prompts.preset])
     _fill(config.nlvr, NLVR_PRESETS[config.prompts.preset])
+    _fill(config.backbone.mplug, MPLUG_PRESETS[config.prompts.preset])
     _fill(config.grounding, GROUNDING_PRESETS[config.prompts.preset])
     return config
 

@@ -66,13 +66,15 @@ class Tokenizer:
         # of hidden tokens; not every vocabulary has it
         self.mask_id: int | None = found["mask"] and self._pieces.token_to_id(found["mask"])
         self.unusable = ""  # why encode() must not be called, if so
+        self.ends_single = True
 
     def __len__(self) -> int:
         """Vocabulary size, [DEC] and [ENC] included where they are used."""
         return self._pieces.get_vocab_size(with_added_tokens=True)
 
-    def encode(self, texts: Sequence[str], max_tokens: int) -> tuple[Tensor, Tensor]:
-        """Ids and mask, int64 (B, L): [CLS] pieces [SEP], then padding to the longest text, L <= max_tokens.
+    def encode(self, texts: Sequence[str], max_tokens: int, single: bool = False) -> tuple[Tensor, Tensor]:
+        """Ids and mask, int64 (B, L): [CLS] pieces [SEP], then padding to the longest text, L <= max_tokens. `single`:
+        questions and retrieval's captions, whose [SEP] stays away unless `ends_single`.
 
         What is too long loses its end; [SEP] stays. Raises AuroraError when max_tokens has no room for [CLS]
         and [SEP], or the ids are not those of the backbone that this tokenizer was chosen for.
@@ -84,7 +86,8 @@ class Tokenizer:
                 f"max_tokens is {max_tokens}; [CLS] and [SEP] alone need 2. Set it to at least 3."
             )
         encoded = self._pieces.encode_batch_fast(list(texts), add_special_tokens=False)
-        rows = [[self.cls_id, *each.ids[: max_tokens - 2], self.sep_id] for each in encoded]
+        end = [] if single and not self.ends_single else [self.sep_id]
+        rows = [[self.cls_id, *each.ids[: max_tokens - 1 - len(end)], *end] for each in encoded]
         longest = max((len(row) for row in rows), default=2)
         ids = torch.tensor([row + [self.pad_id] * (longest - len(row)) for row in rows], dtype=torch.int64)
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], dtype=torch.int64)
@@ -139,6 +142,7 @@ def tokenizer_for(config: BackboneConfig) -> Tokenizer:
     """
     asked = config.tokenizer or _beside(config.checkpoint)
     tokenizer = Tokenizer(asked or BUILT_IN, plain=config.text.bos_id == config.text.cls_id)
+    tokenizer.ends_single = config.name != "mplug" or config.mplug.text_end != "none"
     different = tokenizer.mismatch(config.text)
     if different:
         message = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -22,6 +22,11 @@ class MplugConfig(Section):
     stride: PositiveInt = Field(
         3,
         description="each layer of the fusion encoder whose number this divides, but the first, joins image and text",
+    )
+    text_end: Literal["sep", "none"] | None = Field(
+        None,
+        description="what questions and retrieval's captions end with: [SEP], or nothing, as the published weights "
+        "were trained (released)",
     )
     clip: str | None = Field(
         None,

@@ -33,7 +33,7 @@ from aurora_ds.errors import AuroraError
 class Tokenizer(Protocol):
     """What this module needs of backbones.tokenizer.Tokenizer."""
 
-    def encode(self, texts: list[str], max_tokens: int) -> tuple[Tensor, Tensor]:
+    def encode(self, texts: list[str], max_tokens: int, single: bool = False) -> tuple[Tensor, Tensor]:
         """(input_ids, attention_mask), int64 (texts, longest)."""
         ...
 
@@ -177,7 +177,7 @@ def caption_texts(config: RunConfig, tokenizer: Tokenizer) -> Callable[[list[str
 
     def texts(captions: list[str]) -> dict[str, Tensor]:
         cleaned = [clean(caption, retrieval.max_words) for caption in captions]
-        input_ids, attention_mask = tokenizer.encode(cleaned, retrieval.max_tokens)
+        input_ids, attention_mask = tokenizer.encode(cleaned, retrieval.max_tokens, single=True)
         return {"input_ids": input_ids, "attention_mask": attention_mask}
 
     return texts
@@ -261,7 +261,7 @@ def eval_texts(
         raise AuroraError(f"Split {split!r} in {manifest.store.place} has no captions to evaluate on.")
     rows: list[Tensor] = []
     for first in range(0, len(captions), 1024):
-        input_ids, mask = tokenizer.encode(captions[first : first + 1024], retrieval.max_tokens)
+        input_ids, mask = tokenizer.encode(captions[first : first + 1024], retrieval.max_tokens, single=True)
         rows += [ids[: int(length)].clone() for ids, length in zip(input_ids, mask.sum(1), strict=True)]
     return {
         "input_ids": rows,

@@ -26,7 +26,7 @@ _SHOWN = 5
 class Tokenizer(Protocol):
     """What this module needs of backbones.tokenizer.Tokenizer."""
 
-    def encode(self, texts: list[str], max_tokens: int) -> tuple[Tensor, Tensor]:
+    def encode(self, texts: list[str], max_tokens: int, single: bool = False) -> tuple[Tensor, Tensor]:
         """(input_ids, attention_mask), int64 (texts, longest)."""
         ...
 
@@ -109,7 +109,7 @@ def encode_questions(
     if options.question_text != "as_is":
         clean = {"cleaned": pre_question, "eve": eve_question}[options.question_text]
         questions = [clean(each, options.max_words) for each in questions]
-    return tokenizer.encode(list(questions), options.max_tokens)
+    return tokenizer.encode(list(questions), options.max_tokens, single=True)
 
 
 def encode_answers(answers: Sequence[str], positions: int, tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:

@@ -153,6 +153,7 @@ class RetrievalWiring(Wiring):
         ids, mask = tokenizer.encode(
             [clean(text, self.config.retrieval.max_words) for text in texts],
             self.config.retrieval.max_tokens,
+            single=True,
         )
         read = {"input_ids": ids.to(media.device), "attention_mask": mask.to(media.device)}
         forward({}, what="prepare_evaluation")

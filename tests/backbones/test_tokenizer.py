@@ -146,3 +146,19 @@ def test_directory_without_a_vocabulary(tmp_path):
 def test_no_room_for_words(built_in):
     with pytest.raises(AuroraError, match="max_tokens is 1"):
         built_in.encode(["a"], 1)
+
+
+def test_single_texts_of_mplug_s_published_weights_have_no_end():
+    questions, most = ["a dog in a green park", "a dog"], 5
+    found = {}
+    for end in ("sep", "none"):
+        tokenizer = tokenizer_for(
+            BackboneConfig.model_validate({"name": "mplug", "mplug": {"text_end": end}})
+        )
+        found[end] = tokenizer.encode(questions, most, single=True)[0]
+        written = tokenizer.encode(questions, most)[0]
+        assert torch.equal(written, found["sep"]), "texts that are written end in any case"
+    whole, last = found["sep"].tolist(), tokenizer.sep_id
+    assert [row[-1] for row in whole] == [last, 0] and whole[1][:4] == [101, *whole[1][1:3], last]
+    assert found["none"][0].tolist()[:4] == whole[0][:4] and last not in found["none"]
+    assert found["none"].shape == (2, most) and found["none"][1].tolist() == [*whole[1][:3], 0, 0]

@@ -23,7 +23,9 @@ PHOTOS = Path(__file__).parent / "photos"
 class WordTokenizer:
     """Words by length: [CLS] 101, 1000 + length of each word, [SEP] 102, padded with 0 to the longest text."""
 
-    def encode(self, texts: list[str], max_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode(
+        self, texts: list[str], max_tokens: int, single: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         rows = [
             [101, *(1000 + len(word) for word in text.split())][: max_tokens - 1] + [102] for text in texts
         ]
