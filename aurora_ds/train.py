@@ -30,6 +30,7 @@ from aurora_ds.report import attach_report, hyperparameters
 from aurora_ds.runtime import changes, checkpoint, failure, inspection, process_group
 from aurora_ds.runtime.ahead import Ahead
 from aurora_ds.runtime.engine import Engine, StepReport, build
+from aurora_ds.runtime.expert_figures import ExpertFigures
 from aurora_ds.runtime.guards import Guards, NotFinite
 from aurora_ds.runtime.heartbeat import BACKWARD, FORWARD, SAVING, Heartbeat
 from aurora_ds.runtime.monitor import Monitor, memory, memory_mb
@@ -128,6 +129,7 @@ class Training:
         self.engine: Engine = build(self.task, train, deepspeed_config, self.total, self.steps_per_epoch)
         self.times, monitor = self.engine.times, self.config.monitor
         self.traces = Traces(output, self.times, monitor.profile_steps, monitor.profile_ranks)
+        self.experts = ExpertFigures(self.task)
         self.best: dict[str, Any] = {}
         self.heartbeat, self.stopped, self.saved_step = heartbeat, "", 0
 
@@ -273,13 +275,16 @@ class Training:
                 **memory(),
                 **self.times.figures(),
                 **self.wiring.figures(self.task, step, self.steps_per_epoch),
+                **self.experts.own(),
             }
             if report.update_ratio is not None:
                 figures["update_to_weight"] = report.update_ratio
-            reduced = self.ranks.reduce(figures)
+            reduced, loads = self.experts.shown(self.ranks.reduce(figures))
             slowest = straggler_in_words(reduced)
             figures = {f"train/{name}": value for name, value in reduced.items()}
             self.monitor.scalars(figures, step, step * train.global_batch_size)
+            for name, load in loads.items():
+                self.monitor.counts(f"train/{name}", load, step)
             if figures["train/skipped_samples"]:
                 self.quarantine.collect(self.monitor, step, step * train.global_batch_size)
             self.progress.update(

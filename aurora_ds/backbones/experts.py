@@ -228,11 +228,15 @@ class ExpertList(nn.Module):
 
 
 class ModalityExperts(nn.Module):
-    """Modality vectors, gate and experts; published names."""
+    """Modality vectors, gate and experts; published names.
+
+    `watch(routing, is_vision)` is called with where tokens went in training, is_vision bool (N,): the image's.
+    """
 
     def __init__(self, width: int, hidden: int, config: ExpertConfig, released: bool) -> None:
         super().__init__()
         self.released = released
+        self.watch: Callable[[Routing, Tensor], None] | None = None
         self.vision_embed = nn.Parameter(torch.zeros(width)) if config.modality_embedding else None
         self.text_embed = nn.Parameter(torch.zeros(width)) if config.modality_embedding else None
         self.gate = Gate(width, config, released)
@@ -240,12 +244,14 @@ class ModalityExperts(nn.Module):
 
     def forward(self, x: Tensor, vision_tokens: int, mask: Tensor | None) -> tuple[Tensor, Routing]:
         samples, length, width = x.shape
+        is_vision = torch.arange(length, device=x.device) < vision_tokens
         if self.vision_embed is not None:
-            is_vision = torch.arange(length, device=x.device) < vision_tokens
             x = x + torch.where(is_vision[:, None], self.vision_embed, self.text_embed).to(x.dtype)
         tokens = x.reshape(-1, width)
         takes_part = None if mask is None or self.released else mask.reshape(-1)
         routing = self.gate(tokens, samples, takes_part)
+        if self.watch is not None and self.training:
+            self.watch(routing, is_vision)
         return self.experts(tokens, routing).view(samples, length, width), routing
 
 

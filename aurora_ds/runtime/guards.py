@@ -174,7 +174,7 @@ def _stop_together(finite: bool, message: str) -> NoReturn:
 
 def _any_expert(name: str) -> str:
     """The same name for all experts of a layer."""
-    return re.sub(r"\.experts\.\d+\.", ".experts.*.", name)
+    return re.sub(r"\bexperts\.\d+\.", "experts.*.", name)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -80,6 +80,26 @@ class Monitor:
             if samples is not None:
                 self._by_samples.add_scalar(name, value, samples)
 
+    def counts(self, tag: str, values: list[float], step: int) -> None:
+        """How much each of several numbered things had, as a histogram with one bar for each."""
+
+        def write() -> None:
+            numbers = np.arange(len(values))
+            self._by_step.add_histogram_raw(
+                tag,
+                min=0,
+                max=len(values),
+                num=sum(values),
+                sum=float((numbers * values).sum()),
+                sum_squares=float((numbers**2 * values).sum()),
+                bucket_limits=(numbers + 1).tolist(),
+                bucket_counts=values,
+                global_step=step,
+            )
+
+        if self._by_step is not None:
+            self._write(write)
+
     def text(self, tag: str, content: str, step: int = 0) -> None:
         """A text, shown as a code block (the configuration as YAML)."""
         if self._by_step is not None:

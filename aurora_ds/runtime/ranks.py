@@ -25,6 +25,7 @@ _RULES = {
     "time/own": ("mean", "max"),
     "time/": ("mean",),
     "memory/": ("mean", "max"),
+    "experts/": ("sum",),
 }
 OWN, WAITING = "time/own", "data_wait_share"
 # From this share on, a rank is named in the progress.
