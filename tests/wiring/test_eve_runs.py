@@ -160,6 +160,34 @@ def test_contradictions_are_named(recipes, task: str, overrides: list[str], said
     assert said in str(refused.value)
 
 
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+@pytest.mark.parametrize(
+    ("task", "overrides", "said"),
+    [
+        ("retrieval", ["retrieval.max_tokens=41"], "retrieval.max_tokens (41) must be 2 to backbone.text.max_pos"),
+        ("vqa", ["vqa.max_tokens=41"], "vqa.max_tokens (41) must be 2 to backbone.text.max_positions (40)"),
+        ("nlvr", ["nlvr.max_tokens=41"], "nlvr.max_tokens (41) must be 2 to backbone.text.max_positions (40)"),
+        ("vqa", [], "The list has 11 answers and the model's head tells 3 apart (backbone.eve.answers)"),
+        ("vqa", ["backbone.eve.answers=11"], "backbone.eve.answers is 3 in the file and 11 in the configuration"),
+        ("retrieval", ["backbone.eve.moe.experts=8"], "backbone.eve.moe.experts is 4 in the file and 8"),
+        ("nlvr", ["backbone.eve.relative_positions=true"], "set backbone.eve.relative_positions=false"),
+        ("nlvr", ["data.colour_jitter=2"], "data.colour_jitter"),
+        ("retrieval", ["data.randaugment_level=11"], "data.randaugment_level"),
+    ],
+)  # fmt: skip
+def test_wrong_input_ends_with_one_paragraph(
+    recipes, task: str, overrides: list[str], said: str, command: str, tmp_path: Path, capsys
+) -> None:
+    from aurora_ds.cli import main
+
+    shards = {"retrieval": "captioned", "vqa": "asked"}
+    place = [f"data.shards={recipes[task].parent / shards[task]}"] if task in shards else []
+    arguments = [command, str(recipes[task]), *place, *overrides, "--output", str(tmp_path / "output")]
+    status, printed = main(arguments), capsys.readouterr().err
+    assert status == 2 and said in " ".join(printed.split()) and "Traceback" not in printed
+    assert not list(tmp_path.rglob("results.json"))
+
+
 @pytest.mark.parametrize("task", list(OPTIONS))
 def test_adapters_are_exported_and_predict(recipes, task: str, tmp_path: Path) -> None:
     train.run(config_of(recipes, task, "train.method=aurora"), tmp_path / "run")
