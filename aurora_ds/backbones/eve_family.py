@@ -15,6 +15,7 @@ from torch import Tensor
 
 from aurora_ds.backbones.eve import INITIAL_STD
 from aurora_ds.backbones.eve_heads import EveNlvr, EveRetrieval, EveVqa
+from aurora_ds.backbones.eve_positions import resize_table
 from aurora_ds.backbones.eve_pretraining import EvePretraining
 from aurora_ds.backbones.family import Family
 from aurora_ds.backbones.published import PublishedTensors
@@ -23,6 +24,7 @@ from aurora_ds.config import BackboneConfig
 from aurora_ds.errors import AuroraError
 
 _TRUNK = "backbone."
+_TABLE = "backbone.encoder.relative_position_bias_table"
 _MASK = "backbone.mask_embed_vision"
 # position numbers, and what only pre-training had
 _UNUSED = re.compile(
@@ -103,7 +105,7 @@ class EveFamily(Family):
         self, state: dict[str, Tensor], config: BackboneConfig
     ) -> tuple[dict[str, Tensor], list[str]]:
         """New heads where the file has none of the task."""
-        self._check_table(state, config)
+        state = self._with_table(state, config)
         heads = self._without_trunk(config)
         if (
             config.head == "pretrain" and _MASK not in state
@@ -115,23 +117,18 @@ class EveFamily(Family):
             return state, []
         return state | heads, list(heads)
 
-    def _check_table(self, state: Mapping[str, Tensor], config: BackboneConfig) -> None:
-        table = state.get("backbone.encoder.relative_position_bias_table")
+    def _with_table(self, state: dict[str, Tensor], config: BackboneConfig) -> dict[str, Tensor]:
+        """Relative positions, where there are some, as of images of the size of `config`."""
+        table = state.get(_TABLE)
         if (table is not None) != config.eve.relative_positions:
             raise AuroraError(
                 f"The file has {'relative' if table is not None else 'absolute'} positions: set "
                 f"backbone.eve.relative_positions={'true' if table is not None else 'false'}."
             )
         if table is None:
-            return
+            return state
         side = config.vision.image_size // config.vision.patch_size
-        stored = len(table) - 5 - 2 * config.text.max_positions
-        if stored != (2 * side - 1) ** 2:
-            raise AuroraError(
-                f"The file's relative positions are of other images than {config.vision.image_size} pixels, or of "
-                f"another backbone.text.max_positions than {config.text.max_positions}, and this release does not "
-                "resize them. Set both as the file was trained with."
-            )
+        return {**state, _TABLE: resize_table(table, side, config.text.max_positions)}
 
     def has_momentum(self, name: str) -> bool:
         """EVE has no momentum model."""
