@@ -123,6 +123,11 @@ def backbone(head: str, folder: Path, depth: int = 2, name: str = "blip") -> dic
             "enc_id": words + 1 if added else 2,
         },
     }
+    if head == "pretrain":
+        section["eve"] = settings["eve"] | {
+            "mask_embedding": True,
+            "decoder": {"width": 32, "depth": 1, "heads": 2},
+        }
     torch.manual_seed(3)
     model = new_model(BackboneConfig.model_validate(section))
     with torch.no_grad():  # as it is born, every medium would be judged alike
