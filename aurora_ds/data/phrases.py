@@ -14,10 +14,9 @@ from torch import Tensor
 from aurora_ds.config import RunConfig
 from aurora_ds.data.blank import BlankMedium
 from aurora_ds.data.media import Medium
+from aurora_ds.data.overhang import lies_within
 from aurora_ds.data.placement import SHARE, Box, Placement, centred, drawn
 from aurora_ds.errors import AuroraError
-
-OVERHANG = 1.0  # pixels by which a box may reach past its image: annotators' tools round
 
 
 class Tokenizer(Protocol):
@@ -84,14 +83,13 @@ def checked_phrase(entry: Mapping[str, Any], key: str, width: int, height: int) 
             f"{where} has {box!r} as its box; expected [left, top, width, height] in pixels. Convert the annotations "
             "again."
         )
-    left, top, right, bottom = box[0], box[1], box[0] + box[2], box[1] + box[3]
-    inside = min(left, top) >= -OVERHANG and right <= width + OVERHANG and bottom <= height + OVERHANG
-    left, top, right, bottom = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
-    if not inside or right <= left or bottom <= top:
+    if not lies_within(box, width, height):
         raise AuroraError(
             f"{where} has the box {list(box)} (left, top, width, height), which does not lie in its image of {width} x "
             f"{height} pixels. Correct the annotations, or their image, and convert them again."
         )
+    left, top = max(box[0], 0), max(box[1], 0)
+    right, bottom = min(box[0] + box[2], width), min(box[1] + box[3], height)
     return Phrase(text.strip().lower(), (float(left), float(top), float(right), float(bottom)))
 
 

@@ -30,10 +30,10 @@ def write_lines(path: Path, rows: Iterable[Any]) -> None:
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
-def draw_all(folder: Path, names: Iterable[str]) -> None:
+def draw_all(folder: Path, names: Iterable[str], size: tuple[int, int] = (40, 32)) -> None:
     """A different small picture under every name."""
     for number, name in enumerate(sorted(set(names))):
-        draw(folder / name, number)
+        draw(folder / name, number, size)
 
 
 def entries_of(recipe_name: str, form: str, folder: Path, **files: str) -> list[Entry | Reject]:

@@ -18,6 +18,7 @@ from aurora_ds.data.convert.refcoco import plain_pickle
 from aurora_ds.errors import AuroraError
 
 FIRST, SECOND = "COCO_train2014_000000318556.jpg", "COCO_train2014_000000116100.jpg"
+PIXELS = (640, 640)  # hold all boxes
 REFS, INSTANCES = "refs(unc).p", "instances.json"
 
 
@@ -51,7 +52,7 @@ def refcoco_source(folder: Path, references: list[Any], recipe: str = "refcoco")
     source = folder / "refer"
     write_json(source / recipe / INSTANCES, json.loads((ANNOTATIONS / INSTANCES).read_text()))
     (source / recipe / REFS).write_bytes(pickle.dumps(references, protocol=0))
-    draw_all(source, [f"images/mscoco/images/train2014/{name}" for name in (FIRST, SECOND)])
+    draw_all(source, [f"images/mscoco/images/train2014/{name}" for name in (FIRST, SECOND)], PIXELS)
     return source
 
 
@@ -135,6 +136,21 @@ def test_an_empty_box_is_told(tmp_path: Path) -> None:
     entries, rejects = of_kind(entries_of("refcoco", "transvg", tmp_path, val="unc_val.pth"))
     assert len(entries) == 2
     assert [reject.reason for reject in rejects] == ["the box of 'a line' is 0.0 x 4.0 pixels"]
+
+
+def test_a_box_outside_its_photo_is_told_with_the_photo(tmp_path: Path) -> None:
+    """How large a photo is, is known when it is read; the others are converted."""
+    rows = [
+        {"image": "a.png", "phrase": "a dog", "box": [1, 2, 30, 20]},
+        {"image": "b.png", "phrase": "a cat", "box": [1, 2, 30, 20]},
+        {"image": "b.png", "phrase": "a boat", "box": [30, 2, 12, 9]},
+    ]
+    write_json(tmp_path / "raw/val.json", rows)
+    draw_all(tmp_path / "raw/images", ["a.png", "b.png"])
+    convert("phrases", tmp_path / "raw", tmp_path / "out", max_rejects=1)
+    assert [record["media_id"] for record in read_back(tmp_path / "out")["val"]] == ["a.png"]
+    (line,) = (tmp_path / "out/rejects.jsonl").read_text().splitlines()
+    assert "'a boat' does not lie in the image of 40 x 32 pixels" in line and "b.png" in line
 
 
 # pickles
@@ -245,7 +261,7 @@ def test_the_index_of_transvg(tmp_path: Path) -> None:
     for split in ("train", "val", "testA", "testB"):
         (tmp_path / "unc").mkdir(exist_ok=True)
         torch.save(TUPLES, tmp_path / f"unc/unc_{split}.pth")
-    draw_all(tmp_path, [f"train2014/{FIRST}"])
+    draw_all(tmp_path, [f"train2014/{FIRST}"], PIXELS)
     convert("refcoco", tmp_path, tmp_path / "out")
     for records in read_back(tmp_path / "out").values():
         assert records[0]["phrases"] == [

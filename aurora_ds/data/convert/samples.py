@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 from aurora_ds.data.convert.media_files import MediaFiles
 from aurora_ds.data.convert.spool import SpooledMedium
 from aurora_ds.data.decode import header, is_whole, open_with_extension
+from aurora_ds.data.overhang import lies_within
 from aurora_ds.data.reader import RECORD_SCHEMA, BadSample
 
 Check = Literal["header", "decode"]
@@ -68,6 +69,7 @@ def members(medium: SpooledMedium, split: str, settings: MediaSettings) -> Itera
         fields, media = _images(paths, key, names, settings)
     else:
         fields, media = _image(paths[0], key, names[0], settings)
+        _check_boxes(medium.annotations.get("phrases", []), fields["width"], fields["height"])
     record: dict[str, Any] = {
         **medium.extra,
         "schema": RECORD_SCHEMA,
@@ -102,6 +104,16 @@ def _image(path: Path, key: str, name: str, settings: MediaSettings) -> tuple[di
     content, extension, width, height = _read_image(path, name, settings)
     fields = {"kind": "image", "width": width, "height": height}
     return fields, [Member(f"{key}.{extension}", len(content), [content])]
+
+
+def _check_boxes(phrases: list[dict[str, Any]], width: int, height: int) -> None:
+    for each in phrases:
+        if not lies_within(each["box"], width, height):
+            raise BadSample(
+                f"the box {each['box']} (left, top, width, height) of {each['phrase']!r} does not lie in the image of "
+                f"{width} x {height} pixels",
+                reason="record",
+            )
 
 
 def _images(
