@@ -33,19 +33,12 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from measurement import (
-    REPOSITORY,
-    RESULTS,
-    facts_line,
-    machine_facts,
-    markdown_table,
-    median,
-    write_results,
-)
+from measurement import REPOSITORY, RESULTS, machine_facts, write_results
+from soak_trials import BOUND_SECONDS, VICTIMS, Trial, earlier, table
 
 from aurora_ds.multinode import launched, variables
 
@@ -56,10 +49,8 @@ PAIRS, BATCH, EPOCHS = 48, 8, 40
 STEPS = PAIRS // BATCH * EPOCHS
 MOST_STEPS_BETWEEN = 20
 LAST_KILLED = STEPS - 4 * MOST_STEPS_BETWEEN
-BOUND_SECONDS = 60.0
 # A start on a machine that has other work; the rest of a run.
 PATIENCE_SECONDS = 1200.0
-VICTIMS = ("rank", "launcher", "host", "launcher of a host", "supervisor")
 # what `python -m` runs there
 MODULES = {
     "launcher": "deepspeed.launcher.runner",
@@ -71,31 +62,6 @@ REASONS = (
     *("lost its connection", "is gone", "exits with return code", "ended with status", "no sign of life"),
     *("has ended", "Ended early", "the supervisor was killed"),
 )
-
-
-@dataclass
-class Trial:
-    """What one kill led to. `ended_seconds`: until no process was left. `steps_*`: after the run was started again."""
-
-    seed: int
-    victim: str
-    after_step: int
-    ended_seconds: float
-    said_why: bool
-    left_behind: int
-    resumed_after: int
-    steps_lost: int = 0
-    steps_repeated: int = 0
-    losses_equal: bool = False
-    commit: str = ""
-
-    def survived(self) -> bool:
-        return (
-            self.ended_seconds <= BOUND_SECONDS
-            and self.said_why
-            and not (self.steps_lost or self.steps_repeated or self.left_behind)
-            and self.losses_equal
-        )
 
 
 def prepare(folder: Path, width: int = 32, depth: int = 2, rank: int = 4) -> Path:
@@ -390,68 +356,6 @@ def trials(folder: Path, count: int, first_seed: int, one_machine: bool) -> Iter
         place.close()
 
 
-def table(done: list[Trial], one_machine: bool, wanted: int) -> str:
-    rows = []
-    for kind in [*VICTIMS, "all"]:
-        mine = [each for each in done if kind == "all" or family(each.victim) == kind]
-        if mine:
-            ended = [each.ended_seconds for each in mine]
-            rows.append(
-                [
-                    kind,
-                    str(len(mine)),
-                    str(sum(each.survived() for each in mine)),
-                    f"{median(ended):.1f}",
-                    f"{max(ended):.1f}",
-                    str(sum(each.said_why for each in mine)),
-                    str(sum(each.losses_equal for each in mine)),
-                    str(BATCH * max(each.steps_lost for each in mine)),
-                    str(BATCH * max(each.steps_repeated for each in mine)),
-                    str(sum(each.left_behind for each in mine)),
-                ]
-            )
-    head = ["killed", "trials", "survived", "median end (s)", "slowest end (s)", "said why", "losses equal"]
-    head += ["samples lost", "samples repeated", "processes left"]
-    early = sum(not each.after_step for each in done)
-    where = (
-        "2 ranks under the `deepspeed` launcher on one machine"
-        if one_machine
-        else "2 hosts (namespaces: network, processes, name, sshd) with 1 rank each, `scripts/train_multinode.sh`"
-    )
-    facts = facts_line(machine_facts(1))
-    return (
-        f"# Runs killed at random moments: {len(done)} of {wanted} trials\n\n"
-        + markdown_table(head, rows)
-        + f"\n\n{where}, {STEPS} steps, ZeRO 1, seeds {done[0].seed} to {done[-1].seed}; {early} of the kills came "
-        "before the first step of a launch. Survived: all processes on all hosts ended within "
-        f"{BOUND_SECONDS:.0f} s and said why, and the run started again has every step once, with the losses and "
-        f"gradient norms of the undisturbed run bit for bit.\n\nTrials by commit: {by_commit(done)}.\n\n{facts}\n"
-    )
-
-
-def by_commit(done: list[Trial]) -> str:
-    """`22 of abc, 3 of def`."""
-    return ", ".join(
-        f"{count} of {commit}" for commit, count in Counter(each.commit for each in done).items()
-    )
-
-
-def earlier(path: Path, settings: dict[str, int]) -> list[Trial]:
-    """The trials of an earlier result, which must be of the same settings."""
-    record = json.loads(path.read_text(encoding="utf-8"))
-    theirs = {name: record[name] for name in settings}
-    if theirs != settings:
-        raise SystemExit(
-            f"The trials of {path} are of {theirs}, not of {settings}: nothing is added to them."
-        )
-    return [Trial(**trial) for trial in record["trials"]]
-
-
-def family(victim: str) -> str:
-    """`host` of `host 2`."""
-    return max((each for each in VICTIMS if victim.startswith(each)), key=len)
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=100)
@@ -475,7 +379,7 @@ def main(argv: list[str] | None = None) -> int:
                 print(json.dumps(asdict(trial) | {"survived": trial.survived()}), flush=True)
             told = len(done)
             record = settings | {"wanted": count, "trials": [asdict(trial) for trial in done]}
-            write_results("soak", record, table(done, chosen.one_machine, count), chosen.quick)
+            write_results("soak", record, table(done, chosen.one_machine, count, STEPS, BATCH), chosen.quick)
     return 0 if all(trial.survived() for trial in done) else 1
 
 

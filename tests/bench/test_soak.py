@@ -13,10 +13,11 @@ sys.path.append(str(Path(__file__).parents[1] / "integration"))
 
 import separate_hosts
 import soak
+import soak_trials
 
 
 def test_survival_needs_all_of_it() -> None:
-    good = soak.Trial(1, "rank", 5, 3.0, True, 0, 5, 0, 0, True)
+    good = soak_trials.Trial(1, "rank", 5, 3.0, True, 0, 5, 0, 0, True)
     assert good.survived()
     for change in (
         {"ended_seconds": 61.0},
@@ -40,13 +41,13 @@ def test_what_became_of_a_run_is_read_from_all_its_steps(
         (whole[:5] + [(6, 0.7, 0.5)], 0, 0, False),
     ):
         monkeypatch.setattr(soak, "losses", lambda output, found=found: found)
-        trial = soak.Trial(1, "host 2", 5, 3.0, True, 0, 5)
+        trial = soak_trials.Trial(1, "host 2", 5, 3.0, True, 0, 5)
         soak.settle([trial], tmp_path, whole)
         assert (trial.steps_lost, trial.steps_repeated, trial.losses_equal) == (lost, repeated, equal)
 
 
 def test_trials_are_counted_by_who_was_killed() -> None:
-    assert [soak.family(each) for each in ("host 1", "launcher of a host", "rank")] == [
+    assert [soak_trials.family(each) for each in ("host 1", "launcher of a host", "rank")] == [
         *("host", "launcher of a host", "rank")
     ]
 
@@ -64,10 +65,10 @@ def test_a_run_that_does_not_go_on_is_the_fault_of_the_kill_before(
         def close(self) -> None:
             pass
 
-    def killed(place: object, recipe: Path, output: Path, seed: int, commit: str) -> soak.Trial:
+    def killed(place: object, recipe: Path, output: Path, seed: int, commit: str) -> soak_trials.Trial:
         if seed == 3:
             raise soak.DidNotGoOn("it said nothing")
-        return soak.Trial(seed, "rank", 5, 3.0, True, 0, 5)
+        return soak_trials.Trial(seed, "rank", 5, 3.0, True, 0, 5)
 
     whole = [(step, 1.0, 1.0) for step in range(1, soak.STEPS + 1)]
     for name, value in (
@@ -80,12 +81,12 @@ def test_a_run_that_does_not_go_on_is_the_fault_of_the_kill_before(
 
 
 def test_trials_are_added_to_those_of_the_same_settings_alone(tmp_path: Path) -> None:
-    before, path = soak.Trial(4, "rank", 5, 3.0, True, 0, 5, commit="abc"), tmp_path / "soak.json"
+    before, path = soak_trials.Trial(4, "rank", 5, 3.0, True, 0, 5, commit="abc"), tmp_path / "soak.json"
     settings = {"hosts": 2, "steps": soak.STEPS}
     path.write_text(json.dumps(settings | {"wanted": 100, "trials": [dataclasses.asdict(before)]}))
-    assert soak.earlier(path, settings) == [before]
+    assert soak_trials.earlier(path, settings) == [before]
     with pytest.raises(SystemExit, match="nothing is added"):
-        soak.earlier(path, settings | {"hosts": 1})
+        soak_trials.earlier(path, settings | {"hosts": 1})
 
 
 @pytest.mark.slow
@@ -103,5 +104,5 @@ def test_a_rank_the_launcher_and_a_host_killed_at_random_moments(
         monkeypatch.setattr(soak, name, value)
     monkeypatch.setattr(soak, "LAST_KILLED", steps - 4 * between)
     *_, done = soak.trials(tmp_path, 3, first_seed=10, one_machine=False)
-    assert {soak.family(trial.victim) for trial in done} == {"rank", "launcher", "host"}
+    assert {soak_trials.family(trial.victim) for trial in done} == {"rank", "launcher", "host"}
     assert all(trial.survived() for trial in done), done
