@@ -1,23 +1,28 @@
-"""docs/faults.md names tests that there are, and has a test for every fault."""
+"""docs/faults.md and docs/monitoring.md name tests that there are, and have one for every row."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-
-def rows(repository: Path) -> list[list[str]]:
-    lines = (repository / "docs" / "faults.md").read_text(encoding="utf-8").partition("\n## ")[0].splitlines()
-    table = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
-    return table[1:]
+import pytest
 
 
-def test_every_fault_has_a_test_that_there_is(repository: Path) -> None:
-    found = rows(repository)
-    assert len(found) > 15
-    for fault, _, tests in found:
-        named = re.findall(r"`([\w/]+\.py)::(test_\w+)`", tests)
-        assert named, fault
+def rows(document: Path) -> list[list[str]]:
+    """Those of the table whose last column is of tests."""
+    lines = document.read_text(encoding="utf-8").splitlines()
+    first = next(number for number, line in enumerate(lines) if line.endswith("tests, in `tests/` |")) + 2
+    end = next((n for n, line in enumerate(lines[first:], first) if not line.startswith("| ")), len(lines))
+    return [line.strip("| ").split(" | ") for line in lines[first:end]]
+
+
+@pytest.mark.parametrize(("document", "least"), [("faults.md", 15), ("monitoring.md", 6)])
+def test_every_row_has_a_test_that_there_is(document: str, least: int, repository: Path) -> None:
+    found = rows(repository / "docs" / document)
+    assert len(found) >= least
+    for row in found:
+        named = re.findall(r"`([\w/]+\.py)::(test_\w+)`", row[-1])
+        assert named, row[0]
         for file, test in named:
             text = (repository / "tests" / file).read_text(encoding="utf-8")
             assert re.search(rf"^def {test}\(", text, re.MULTILINE), f"{file}::{test}"
