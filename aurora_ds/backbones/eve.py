@@ -8,7 +8,7 @@ its class token first of all; the first token of a text is its class token.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from timm.layers import DropPath
@@ -27,8 +27,7 @@ LAYER_NORM_EPS = 1e-6
 INITIAL_STD = 0.02
 
 
-@dataclass
-class EveStates:
+class EveStates(NamedTuple):  # a tuple: DeepSpeed's ZeRO-3 looks for tensors in what a module returns
     """What one pass through the trunk gives."""
 
     states: Tensor  # (B, N, D), after the final LayerNorm

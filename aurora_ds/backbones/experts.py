@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -33,8 +33,7 @@ RELEASED_TOPK = 2
 QUICK_GELU = 1.702
 
 
-@dataclass
-class Routing:
+class Routing(NamedTuple):
     """Where the tokens of one call went. S: tokens, batch-major; E: experts; k: choices per token.
 
     All but the numbers below are of every token; padding that took no part has `kept` False and weight 0."""
@@ -60,6 +59,11 @@ def quick_gelu(x: Tensor) -> Tensor:
 def gumbel_noise(logits: Tensor) -> Tensor:
     """Standard Gumbel noise like `logits`, from torch's generator of its device."""
     return -torch.empty_like(logits).exponential_().log()
+
+
+def even_shares(rows: int, experts: int) -> list[int]:
+    """What experts get of `rows` where nobody knows (tensors without values): all the same, the rest to the last."""
+    return [rows // experts] * (experts - 1) + [rows - rows // experts * (experts - 1)]
 
 
 class FeedForward(nn.Module):
@@ -216,7 +220,7 @@ class ExpertList(nn.Module):
             return torch.zeros_like(tokens, dtype=results.dtype).index_add_(0, source, weighted)
         # an expert without tokens is called too, with no rows: sharded parameters are gathered in the same order on
         # every rank, and each expert has a gradient
-        sizes, result = counts.tolist(), None
+        sizes, result = even_shares(len(rows), self.total) if counts.is_meta else counts.tolist(), None
         pieces = (each.split(sizes) for each in (rows, weights, source))
         for expert, block, weight, places in zip(self.experts, *pieces, strict=True):
             found = expert(block)
