@@ -15,7 +15,9 @@ def test_a_recipe_loads_and_says_what_it_is(name: str):
     config = load_config(name)
     assert config.description
     from_scratch = config.task == "pretrain" and "random weights" in config.description
-    assert config.backbone.checkpoint or from_scratch, "a recipe without a checkpoint trains on random weights"
+    assert config.backbone.checkpoint or from_scratch, (
+        "a recipe without a checkpoint trains on random weights"
+    )
     assert (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").startswith("# "), (
         "the top says what it is for"
     )
@@ -171,3 +173,14 @@ def test_published_settings_of_grounding(name: str):
     assert (grounding.bins, grounding.prefix_id, grounding.first_bin_id) == (336, 344, 345)
     assert (grounding.weighting, grounding.max_tokens) == ("sample", 20)
     assert (config.data.shards, config.data.eval_split) == (f"shards/{name}", "val")
+
+
+def test_settings_of_pre_training_are_labelled():
+    config, text = load_config("eve_pretrain"), (RECIPES / "eve_pretrain.yaml").read_text(encoding="utf-8")
+    pretrain, eve, train = config.pretrain, config.backbone.eve, config.train
+    assert (pretrain.image_share, pretrain.text_share, pretrain.image_pattern) == (0.75, 0.5, "random")
+    assert (eve.moe.experts, eve.moe.topk, eve.top_layers, eve.balance_weight) == (32, 2, [10, 11], 0.001)
+    assert (train.global_batch_size, train.max_steps, train.lr, train.method) == (2048, 480_000, 5e-4, "full")
+    assert config.backbone.checkpoint is None and config.backbone.vision.image_size == 224
+    for label in ("Published:", "From memory of the paper's text, not verified:", "Ours:"):
+        assert label in text

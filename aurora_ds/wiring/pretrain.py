@@ -173,9 +173,7 @@ class PretrainWiring(Wiring):
         own = [captions[medium] for medium in block]
         keys = [records[medium][0] for medium in block]
         shown = {place for place, medium in enumerate(block) if medium in drawn}
-        return self._completed(
-            forward, tokenizer, image.to(process_group.device()), own, keys, block.start, shown
-        )
+        return self._completed(forward, tokenizer, image.to(process_group.device()), own, keys, block, shown)
 
     def _completed(
         self,
@@ -184,13 +182,13 @@ class PretrainWiring(Wiring):
         image: Tensor,
         captions: Sequence[str],
         keys: Sequence[str],
-        first: int,
+        samples: Sequence[int],
         shown: set[int],
     ) -> list[Completed]:
-        """Images (B, 3, S, S) with a caption each, parts hidden as of samples `first`, `first` + 1, …"""
+        """Images (B, 3, S, S) with a caption each, parts hidden as of `samples`; pictures of the rows `shown`."""
         batch = self.train_texts(tokenizer)(list(captions))
         batch = {name: tensor.to(image.device) for name, tensor in batch.items()}
-        batch |= {"image": image, "sample_index": first + torch.arange(len(image), device=image.device)}
+        batch |= {"image": image, "sample_index": torch.tensor(list(samples), device=image.device)}
         said = forward(batch, what="judge")
         ids = batch["input_ids"].cpu()
         rows = {name: said[name].cpu() for name in ("places", "real", "guesses")}
@@ -269,7 +267,9 @@ class PretrainWiring(Wiring):
                 "right": one.right,
                 "image_loss": one.image_error,
             }
-            for one in self._completed(forward, tokenizer, media, texts, [""] * len(texts), 0, set())
+            for one in self._completed(
+                forward, tokenizer, media, texts, [""] * len(texts), [0] * len(texts), set()
+            )
         ]
 
 

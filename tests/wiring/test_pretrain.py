@@ -280,6 +280,11 @@ def test_predictions_complete_a_caption(ran: tuple[Path, dict], made: Path) -> N
     assert (
         said[0]["words"] == 2 and said[0]["completed"].count(", was ") == wrong and said[0]["image_loss"] > 0
     )
+    with torch.inference_mode():  # beside another it is the same
+        both = built.wiring.predict(
+            task_forward(built), built.tokenizer, torch.zeros(2, 3, SIDE, SIDE), ["a dog", "a dog"]
+        )
+    assert both[0] == both[1]
     with pytest.raises(AuroraError, match="as many captions"):
         built.wiring.predict(task_forward(built), built.tokenizer, torch.randn(2, 3, SIDE, SIDE), ["one"])
 
