@@ -50,6 +50,7 @@ setup(
             "backbones/vocab/*",
             "quickstart/assets/*",
             "quickstart/assets/language/*",
+            "quickstart/assets/mplug/*",
         ]
     },
     # Why each one is here: CONTRIBUTING.md, "Dependencies".

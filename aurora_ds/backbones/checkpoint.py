@@ -38,6 +38,7 @@ _ASSETS = Path(__file__).parent.parent / "quickstart" / "assets"
 BUILT_IN = {
     "builtin:world": _ASSETS / "backbone.safetensors",
     "builtin:world-language": _ASSETS / "language" / "backbone.safetensors",
+    "builtin:world-mplug": _ASSETS / "mplug" / "backbone.safetensors",
 }
 CHUNK = 1 << 20
 

@@ -85,8 +85,8 @@ class LanguageModel(nn.Module):
 class Texts:
     """Texts to ids and mask, (B, L) each."""
 
-    def __init__(self, vocabulary: Path) -> None:
-        self.tokenizer = Tokenizer(vocabulary)
+    def __init__(self, vocabulary: Path, plain: bool = False) -> None:
+        self.tokenizer = Tokenizer(vocabulary, plain)
 
     def __call__(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         return self.tokenizer.encode(texts, MOST_TOKENS)

@@ -1,60 +1,327 @@
-"""Makes a small mPLUG that points: trained in full, from random weights, on phrases with boxes of the toy world's
-source domain, by the product's own training.
+"""Makes the built-in mPLUG: a tiny one that reads, answers, describes, matches and points, on the toy world's source
+domain.
 
-    python scripts/world/train_mplug.py --output FOLDER [--pictures 6000] [--epochs 6] [--seed 7]
+    python scripts/world/train_mplug.py --output FOLDER [--pictures 3000] [--steps 500] [--seed 7]
 
-Writes backbone.safetensors (published key names), backbone.json (sizes and tokens, as in the `backbone` and `grounding`
-sections of a recipe), vocab.txt and training.json with the accuracy on both domains' test splits. It was run in small
-only: there are no figures of the full size yet.
+As mPLUG starts from CLIP and BERT (§3.1), it starts from what there is: the image encoder from that of the built-in
+BLIP, whose tokens it first learns to give (the architectures differ by a LayerNorm and the activation), text encoder,
+fusion encoder and decoder from layers of `builtin:world-language`. Then all but the image encoder, whose tokens are
+computed once, is trained on all tasks at once: contrastive and matching (§3.2), next words of captions, answers of
+questions, and boxes of phrases, whose tokens' targets are spread over the neighbouring ones.
+Writes backbone.safetensors (published key names, half precision; each head reads its parts), backbone.json, vocab.txt
+and training.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
+import math
+import multiprocessing
 import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
-import yaml
-from train_backbone import SPECIAL
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from train_backbone import SPECIAL, pixels
+from train_language import Texts, answered, text_loss
 
-from aurora_ds import evaluate, train
-from aurora_ds.data.convert import convert
-from aurora_ds.quickstart import pointing
-from aurora_ds.quickstart.questions import language_vocabulary
-from aurora_ds.recipe import load_config
+from aurora_ds.backbones.checkpoint import load_backbone, published_tensors
+from aurora_ds.backbones.mplug import MplugRetrieval, MplugVqa
+from aurora_ds.backbones.vision import VisionTransformer
+from aurora_ds.config import BackboneConfig, GroundingConfig
+from aurora_ds.quickstart.captions import describe
+from aurora_ds.quickstart.pointing import point, sample_pointings
+from aurora_ds.quickstart.questions import Asker, language_vocabulary
+from aurora_ds.quickstart.render import SIDE, render_with_boxes
+from aurora_ds.quickstart.scenes import Scene, sample_scene
+from aurora_ds.quickstart.world import ASSETS, DOMAINS
+from aurora_ds.tasks.boxes import centres, corners, overlap, quantised
+from aurora_ds.tasks.grounding import GroundingTask
 
-BINS = 60  # one for each pixel of a side
-PHRASES = 4  # of each picture
+BINS = SIDE  # a token for each pixel, and one for the last edge
+TEXT_LAYERS, FUSION_LAYERS, DECODER_LAYERS, STRIDE = 2, 4, 2, 2
+# the layer of the language backbone's text encoder that each layer of the fusion encoder begins with
+FUSION_FROM = (2, 3, 2, 3)
+BATCH, PAIRS, QUESTIONS, PHRASES = 24, 10, 1, 3
+WARM_UP, SPREAD = 50, 1.5
 
 
-def sections(vocabulary: list[str]) -> dict[str, Any]:
-    """The sections of a recipe that say what the model is."""
-    first = len(vocabulary) - BINS - 2
-    vision = {"image_size": 60, "patch_size": 10, "width": 96, "depth": 4, "heads": 4}
-    text = {
-        **{"vocab_size": len(vocabulary), "width": 96, "depth": 4, "heads": 4, "intermediate": 384},
-        **{"max_positions": 40, "dropout": 0.0, "attention_dropout": 0.0},
-        **{"cls_id": 2, "sep_id": 3, "bos_id": 2, "enc_id": 2},
+def language_sizes() -> dict:
+    """Of the backbone that this one starts from."""
+    return json.loads((ASSETS / "language" / "backbone.json").read_text())
+
+
+def word_list() -> list[str]:
+    """Special tokens, every word of the world, and what boxes are written with."""
+    return [*SPECIAL, *language_vocabulary(), *(f"[unused{number}]" for number in range(BINS + 2))]
+
+
+def backbone_config() -> BackboneConfig:
+    """Sizes of the built-in mPLUG: the other backbones' widths; every text begins with [CLS]."""
+    sizes = language_sizes()
+    text = sizes["text"] | {"vocab_size": len(word_list()), "depth": TEXT_LAYERS + FUSION_LAYERS}
+    text |= {"token_types": 2, "bos_id": text["cls_id"], "enc_id": text["cls_id"]}
+    mplug = {"text_layers": TEXT_LAYERS, "fusion_layers": FUSION_LAYERS, "decoder_layers": DECODER_LAYERS}
+    mplug |= {"stride": STRIDE, "vision_attention_dropout": 0.0}
+    return BackboneConfig.model_validate(
+        {"name": "mplug", "checkpoint": "builtin:world-mplug", "vision": sizes["vision"]}
+        | {"text": text, "mplug": mplug, "embed_dim": sizes["embed_dim"]}
+    )
+
+
+def box_tokens() -> GroundingConfig:
+    """The tokens that boxes are written with."""
+    first = len(word_list()) - BINS - 2
+    return GroundingConfig(bins=BINS, prefix_id=first, first_bin_id=first + 1)
+
+
+class WholeModel(MplugRetrieval, MplugVqa):
+    """The parts of all models, each once."""
+
+    def begin(self, vision: VisionTransformer, language: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Weights of the built-in backbones. `language`: of a whole retrieval model and of a text decoder."""
+        self._see_like(vision)
+        retrieval, decoder = language["retrieval"], language["decoder"]
+        for head in self.heads():
+            getattr(self, head).load_state_dict(_part(retrieval, head))
+        encoder = _part(retrieval, "text_encoder")
+        self._embed(self.text_encoder.embeddings, _part(encoder, "embeddings"))
+        for number, layer in enumerate(self.text_encoder.encoder.layer):
+            _take(layer, _part(encoder, f"encoder.layer.{number}"))
+        for (_, layer), number in zip(self.fusion_encoder.layers(), FUSION_FROM, strict=True):
+            _take(layer, _part(encoder, f"encoder.layer.{number}"))
+        writer, words = self.text_decoder, _part(decoder, "bert.embeddings")
+        self._embed(writer.bert.embeddings, words)
+        for number, layer in enumerate(writer.bert.encoder.layer):
+            _take(layer, _part(decoder, f"bert.encoder.layer.{number}"))
+        transform = _part(decoder, "cls.predictions.transform")
+        writer.cls.predictions.transform.load_state_dict(transform)
+
+    @torch.no_grad()
+    def _see_like(self, vision: VisionTransformer) -> None:
+        """All but the LayerNorm before the blocks; the bias of the patches, which CLIP lacks, goes to positions."""
+        own, state = self.visual_encoder.visual, dict(vision.state_dict())
+        state["pos_embed"] = state["pos_embed"].clone()
+        state["pos_embed"][:, 1:] += state.pop("patch_embed.proj.bias")
+        own.load_state_dict(state, strict=False)
+
+    @torch.no_grad()
+    def _embed(self, embeddings: nn.Module, known: Mapping[str, Tensor]) -> None:
+        """Words both know; the others begin with the same spread. There is but one type of token."""
+        words, theirs = embeddings.word_embeddings.weight, known["word_embeddings.weight"]
+        shared = len(SPECIAL) + len(language_vocabulary())
+        words.normal_(std=float(theirs[len(SPECIAL) :].std()))
+        words[:shared] = theirs[:shared]
+        embeddings.token_type_embeddings.weight.zero_()
+        embeddings.position_embeddings.weight.copy_(known["position_embeddings.weight"])
+        embeddings.LayerNorm.load_state_dict(_part(known, "LayerNorm"))
+
+
+def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n.removeprefix(f"{prefix}."): t for n, t in state.items() if n.startswith(f"{prefix}.")}
+
+
+def _take(layer: nn.Module, known: Mapping[str, Tensor]) -> None:
+    """All that the layer has; what it is without is left out."""
+    own = layer.state_dict()
+    layer.load_state_dict({name: known[name] for name in own})
+
+
+@dataclass(frozen=True)
+class Material:
+    """Scenes, their pictures uint8 (n, S, S, 3), and the boxes of each one's groups in shares, (groups, 4)."""
+
+    scenes: list[Scene]
+    pictures: np.ndarray
+    boxes: list[Tensor]
+
+    def image(self, rows: np.ndarray) -> Tensor:
+        """(rows, 3, S, S)."""
+        return pixels(self.pictures[rows])
+
+
+def _seen(domain: str, scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+    picture, boxes = render_with_boxes(scene, DOMAINS[domain].look)
+    return np.asarray(picture), np.asarray(boxes, np.float32) / SIDE
+
+
+def material(scenes: list[Scene], domain: str, threads: int) -> Material:
+    """The scenes as the domain shows them."""
+    with multiprocessing.get_context("fork").Pool(threads) as pool:
+        seen = pool.map(partial(_seen, domain), scenes, chunksize=64)
+    boxes = [centres(torch.from_numpy(each)) for _, each in seen]
+    return Material(scenes, np.stack([picture for picture, _ in seen]), boxes)
+
+
+def learn_to_see(
+    model: WholeModel, vision: VisionTransformer, seen: Material, steps: int, generator: np.random.Generator
+) -> float:
+    """The image encoder learns to give the tokens of `vision`; returns the last share of their variance it misses."""
+    visual = model.visual_encoder.visual
+    first, everything = [*visual.norm_pre.parameters()], [*visual.parameters()]
+    optimizer = torch.optim.AdamW(everything, lr=2e-3, weight_decay=0.0)
+    missed = 1.0
+    for step in range(steps):
+        rate = 2e-2 if step < 30 else 2e-3 * 0.5 * (1 + math.cos(math.pi * step / steps))
+        trained = (
+            first if step < 30 else everything
+        )  # the new LayerNorm finds its scale before all else moves
+        optimizer.param_groups[0]["lr"] = rate
+        image = seen.image(generator.integers(len(seen.scenes), size=32))
+        with torch.no_grad():
+            wanted = vision(image)
+        loss = F.mse_loss(visual(image), wanted) / wanted.var()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward(inputs=trained)
+        optimizer.step()
+        missed = 0.95 * missed + 0.05 * float(loss.detach())
+        if (step + 1) % 50 == 0:
+            print(f"seeing: step {step + 1} misses {missed:.3f}", flush=True)
+    return missed
+
+
+def matching_losses(model: WholeModel, tokens: Tensor, captions: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    """Contrastive loss of the batch, and matching loss of its first PAIRS rows, each with another's text and another's
+    image, half of them drawn by similarity."""
+    ids, mask = captions
+    seen = F.normalize(model.vision_proj(tokens[:, 0]), dim=-1)
+    told = F.normalize(model.text_proj(model.text_states(ids, mask)[:, 0]), dim=-1)
+    with torch.no_grad():
+        model.temp.clamp_(0.01, 0.5)
+    logits = seen @ told.T / model.temp
+    own = torch.arange(len(tokens))
+    itc = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+    own = own[:PAIRS]
+    hard = (torch.rand(PAIRS) < 0.5)[:, None]
+    texts, images = (
+        torch.multinomial((s * hard).fill_diagonal_(-torch.inf).softmax(-1), 1).squeeze(1)
+        for s in (logits.detach()[:PAIRS, :PAIRS], logits.detach()[:PAIRS, :PAIRS].T)
+    )
+    text_of, image_of = torch.cat([own, texts, own]), torch.cat([own, own, images])
+    states = model.matched(ids[text_of], mask[text_of], model.image_keys(tokens), image_of)
+    scores, truth = model.itm_head(states[:, 0]), (torch.arange(3 * PAIRS) < PAIRS).long()
+    return {"itc": itc, "itm": F.cross_entropy(scores, truth, weight=torch.tensor([0.5, 1.0]))}
+
+
+def written_loss(
+    model: WholeModel, context: Tensor, context_mask: Tensor | None, texts: tuple[Tensor, Tensor]
+) -> Tensor:
+    """Loss of texts (ids, mask), each written from its row of the context."""
+    decoder, (ids, mask) = model.text_decoder, texts
+    return text_loss(decoder, decoder(ids, mask, decoder.context_kv(context), context_mask), ids, mask)
+
+
+def box_loss(
+    model: WholeModel, states: Tensor, states_mask: Tensor, boxes: Tensor, tokens: GroundingConfig
+) -> Tensor:
+    """Mean loss of the tokens of boxes (B, 4), whose targets are spread over SPREAD neighbours to each side."""
+    decoder, targets = model.text_decoder, quantised(boxes, tokens.bins)
+    written = torch.cat([torch.full_like(targets[:, :1], tokens.prefix_id), targets[:, :-1]], 1)
+    written[:, 1:] += tokens.first_bin_id
+    scores = decoder.scores(decoder(written, None, decoder.context_kv(states), states_mask))
+    scores = scores[..., tokens.first_bin_id : tokens.first_bin_id + tokens.bins + 1]
+    away = torch.arange(tokens.bins + 1) - targets[..., None]
+    spread = (-((away / SPREAD) ** 2) / 2).softmax(-1)
+    return F.cross_entropy(scores.flatten(0, 1), spread.flatten(0, 1))
+
+
+def train(
+    model: WholeModel, texts: Texts, seen: Material, generator: np.random.Generator, steps: int, rate: float
+) -> None:
+    """All tasks at once, in place; the image encoder stays. What is said and asked of a scene is drawn anew each
+    time."""
+    model.visual_encoder.requires_grad_(False)
+    parameters = [each for each in model.parameters() if each.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.02)
+    with torch.no_grad():
+        every = [
+            model.image_tokens(seen.image(rows)) for rows in np.array_split(np.arange(len(seen.scenes)), 30)
+        ]
+    every = torch.cat(every)
+    phrasing, tokens_of_boxes = DOMAINS["source"].phrasing, box_tokens()
+    asker, started, shown = Asker(phrasing, generator), time.time(), {}
+    for step in range(steps):
+        rows = generator.integers(len(seen.scenes), size=BATCH)
+        tokens = every[torch.from_numpy(rows)]
+        captions = texts([describe(seen.scenes[i], 1, phrasing, generator)[0][1] for i in rows])
+        losses = matching_losses(model, tokens, captions)
+        losses["caption"] = written_loss(model, tokens, None, captions)
+
+        asked = [(n, q) for n, i in enumerate(rows) for q in asker.ask(seen.scenes[i], QUESTIONS)]
+        pointed = [
+            (n, p) for n, i in enumerate(rows) for p in point(seen.scenes[i], PHRASES, phrasing, generator)
+        ]
+        read, read_mask = model.read(
+            *texts([each.words for _, each in [*asked, *pointed]]),
+            tokens,
+            torch.tensor([n for n, _ in [*asked, *pointed]]),
+        )
+        replies = texts([str(generator.choice(question.answers)) for _, question in asked])
+        losses["answer"] = written_loss(model, read[: len(asked)], read_mask[: len(asked)], replies)
+        boxes = torch.stack([seen.boxes[rows[n]][p.group] for n, p in pointed])
+        losses["box"] = box_loss(model, read[len(asked) :], read_mask[len(asked) :], boxes, tokens_of_boxes)
+
+        falling = 0.5 * (1 + math.cos(math.pi * step / steps))
+        optimizer.param_groups[0]["lr"] = rate * min(1, (step + 1) / WARM_UP) * falling
+        optimizer.zero_grad(set_to_none=True)
+        sum(losses.values()).backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        for name, value in losses.items():
+            shown[name] = 0.95 * shown.get(name, float(value.detach())) + 0.05 * float(value.detach())
+        if (step + 1) % 50 == 0:
+            line = " ".join(f"{name} {value:.3f}" for name, value in shown.items())
+            print(f"step {step + 1} {time.time() - started:.0f} s {line}", flush=True)
+
+
+def pointed_at(model: nn.Module, texts: Texts, domain: str, number: int = 200) -> dict[str, float]:
+    """Share of phrases whose box overlaps with the true one by half or more, by kind and in all, on a test split;
+    percent."""
+    task, hits = GroundingTask(model.eval(), None, box_tokens()), {}
+    for scene, pointings in sample_pointings(domain, "test", number, PHRASES, seed=1):
+        seen = material_of_one(scene, domain)
+        ids, mask = texts([each.words for each in pointings])
+        batch = {"tokens": model.image_tokens(seen.image(np.zeros(1, int))), "input_ids": ids}
+        batch |= {"attention_mask": mask, "image_index": torch.zeros(len(pointings), dtype=torch.long)}
+        found = task.boxes(batch)["box"]
+        true = torch.stack([seen.boxes[0][each.group] for each in pointings])
+        for each, ratio in zip(pointings, overlap(corners(found), corners(true)).tolist(), strict=True):
+            hits.setdefault(each.kind, []).append(ratio >= 0.5)
+    hits["all"] = [each for kind in hits.values() for each in kind]
+    return {kind: round(100 * float(np.mean(each)), 1) for kind, each in sorted(hits.items())}
+
+
+def material_of_one(scene: Scene, domain: str) -> Material:
+    """`material` without processes."""
+    picture, boxes = _seen(domain, scene)
+    return Material([scene], picture[None], [centres(torch.from_numpy(boxes))])
+
+
+def starting_weights() -> tuple[VisionTransformer, dict[str, dict[str, Tensor]]]:
+    """The image encoder of the built-in BLIP, and the texts' weights of the language backbone."""
+    sizes = language_sizes()
+    loaded = {
+        head: load_backbone(
+            BackboneConfig(checkpoint="builtin:world-language", head=head, **sizes)
+        ).model.eval()
+        for head in ("retrieval", "caption")
     }
-    layers = {"text_layers": 2, "fusion_layers": 4, "decoder_layers": 2, "stride": 2}
-    mplug = layers | {"vision_attention_dropout": 0.0}
-    return {
-        "backbone": {"name": "mplug", "head": "grounding", "vision": vision, "text": text, "mplug": mplug},
-        "grounding": {"bins": BINS, "prefix_id": first, "first_bin_id": first + 1},
-    }
+    vision = loaded["retrieval"].visual_encoder.requires_grad_(False)
+    state = loaded["retrieval"].state_dict()
+    return vision, {"retrieval": state, "decoder": loaded["caption"].text_decoder.state_dict()}
 
 
-def shards(folder: Path, domain: str, seed: int, counts: dict[str, int]) -> Path:
-    """Phrases with boxes of a domain, unless they are there."""
-    raw, made = folder / f"raw_{domain}", folder / domain
-    if not raw.is_dir():
-        pointing.write(raw, domain, seed, counts, PHRASES)
-    convert("phrases", raw, made)
-    return made
+def published(model: WholeModel) -> Iterator[tuple[str, Tensor]]:
+    """All weights under published names, in half precision."""
+    for name, tensor in published_tensors(model.state_dict()).items():
+        yield name, tensor.detach().half().contiguous().clone()
 
 
 def main() -> None:
@@ -62,46 +329,50 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--pictures", type=int, default=6000)
-    parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--pictures", type=int, default=3000)
+    parser.add_argument(
+        "--seeing", type=int, default=150, help="steps in which the image encoder learns to see"
+    )
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--rate", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(arguments.seed)
+    generator = np.random.default_rng([arguments.seed, 6])
     started, output = time.time(), arguments.output
     output.mkdir(parents=True, exist_ok=True)
-    vocabulary = [*SPECIAL, *language_vocabulary(), *(f"[unused{number}]" for number in range(BINS + 2))]
-    (output / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
-    described = sections(vocabulary)
+    (output / "vocab.txt").write_text("\n".join(word_list()) + "\n")
+    config, texts = backbone_config(), Texts(output / "vocab.txt", plain=True)
+    model = WholeModel(config).train()
+    vision, language = starting_weights()
+    model.begin(vision, language)
+    scenes = [sample_scene(generator) for _ in range(arguments.pictures)]
+    seen = material(scenes, "source", arguments.threads)
+    print(f"{len(scenes)} pictures in {time.time() - started:.0f} s", flush=True)
+    missed = learn_to_see(model, vision, seen, arguments.seeing, generator)
+    train(model, texts, seen, generator, arguments.steps, arguments.rate)
+
+    names = ("seed", "pictures", "seeing", "steps", "rate", "threads")
+    made = {name: getattr(arguments, name) for name in names}
+    made |= {"seconds": round(time.time() - started), "processor_seconds": round(time.process_time())}
+    made |= {"torch": torch.__version__, "tokens of the image encoder missed": round(missed, 3)}
+    save_file(dict(published(model)), output / "backbone.safetensors", {"format": "pt"})
+    described = config.model_dump(include={"name", "vision", "text", "mplug", "embed_dim"})
     (output / "backbone.json").write_text(json.dumps(described, indent=2) + "\n")
-
-    work = output / "work"
-    source = shards(work, "source", arguments.seed, {"train": arguments.pictures, "test": 200})
-    target = shards(work, "target", arguments.seed, {"test": 200})
-    recipe = work / "recipe.yaml"
-    settings = {
-        "task": "grounding",
-        "seed": arguments.seed,
-        **described,
-        "data": {"shards": str(source), "workers": 1, "augment": "none"},
-        "train": {
-            **{"method": "full", "epochs": arguments.epochs, "global_batch_size": arguments.batch},
-            **{"lr": arguments.rate, "warmup_steps": 150, "clip_norm": 1.0, "weight_decay": 0.02},
-        },
+    judged = {
+        head: load_backbone(
+            BackboneConfig(checkpoint=str(output / "backbone.safetensors"), head=head, **described)
+        ).model.eval()
+        for head in ("grounding", "vqa")
     }
-    settings["backbone"] = described["backbone"] | {"tokenizer": str(output / "vocab.txt")}
-    recipe.write_text(yaml.safe_dump(settings))
-    train.run(load_config(str(recipe), []), work / "run")
-    shutil.copyfile(work / "run" / "adapter" / "backbone.safetensors", output / "backbone.safetensors")
-
-    figures = {}
-    for domain, place in (("source", source), ("target", target)):
-        trained = [f"backbone.checkpoint={output / 'backbone.safetensors'}", f"data.shards={place}"]
-        record = evaluate.run(load_config(str(recipe), trained), None, work / f"judged_{domain}")
-        figures[domain] = record["metrics"]
-    made = {name: getattr(arguments, name) for name in ("pictures", "epochs", "batch", "rate", "seed")}
-    made |= {"seconds": round(time.time() - started), "torch": torch.__version__}
-    (output / "training.json").write_text(json.dumps({"made": made, "found": figures}, indent=2) + "\n")
+    with torch.no_grad():
+        figures = {
+            "boxes right, percent": {d: pointed_at(judged["grounding"], texts, d) for d in DOMAINS},
+            "answers right, percent": {d: answered(judged["vqa"], texts, d) for d in DOMAINS},
+        }
+    (output / "training.json").write_text(json.dumps({"made": made} | figures, indent=2) + "\n")
     print(json.dumps(figures), flush=True)
 
 
