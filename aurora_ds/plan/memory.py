@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from aurora_ds.plan.fetching import fetched
+from aurora_ds.plan.fetching import fetched, small_elements
 from aurora_ds.plan.trace import Trace
-from aurora_ds.plan.variants import PERSIST, Variant
+from aurora_ds.plan.variants import Variant
 from aurora_ds.runtime.engine import bucket_elements
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -63,11 +63,11 @@ def memory(
     optimizer = (12 if low or stage else 8) * trained * share
     weights, gathered, kept = size * trace.total, 0.0, 0.0
     if stage == 3:
-        small = sum(count for count, _ in trace.parameters if count <= PERSIST)
-        weights = size * (trace.total / ranks + small)
+        weights = size * (trace.total / ranks + small_elements(trace))
         if variant.hpz:
             weights += size * trace.total / min(node, ranks)
-        gathered = size * fetched(trace.uses)[1]
+        step = fetched(trace, size, device)
+        gathered = size * step.most
         kept = size * trained * share + 4 * bucket  # its gradients' shares and its bucket stay
     if not stage:
         reducing = size * trained + size * trained + (4 * trained if low else 0)
@@ -93,7 +93,8 @@ def memory(
         host, disk = (host + moved, disk) if variant.weights == _CPU else (host, disk + moved)
 
     stays = weights + optimizer + trace.beside + kept + accumulated
-    moments = (trace.activations + gathered, reducing + gathered, gradients + updating)
+    computing = trace.activations if stage < 3 else step.peak
+    moments = (computing, reducing + gathered, gradients + updating)
     workspace = GPU_OVERHEAD if device == "cuda" else 0.0
     return Memory(
         weights,

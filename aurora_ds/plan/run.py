@@ -67,17 +67,11 @@ def make_plan(
             f"train.global_batch_size is {train.global_batch_size}, which {ranks} ranks with train.accumulation "
             f"{train.accumulation} cannot share equally. Plan with a multiple of {per_step}, or other GPUs."
         )
-    if config.task == "caption" and config.caption.objective == "self_critical":
-        raise AuroraError(
-            "`aurora-ds plan` follows one forward and backward, but a self-critical step also writes captions, whose "
-            "length nobody knows before. Plan with caption.objective=likelihood and a global batch size that is "
-            f"caption.self_critical.samples ({config.caption.self_critical.samples}) times as large: that is more than "
-            "it will need."
-        )
     rows, traces = [], {}
     micro_batch = train.global_batch_size // per_step
+    followed, rows_followed = _as_likelihood(config, micro_batch)
     for checkpointing in (False, True):
-        traces[checkpointing] = trace = follow(config, micro_batch, ranks, checkpointing, device)
+        traces[checkpointing] = trace = follow(followed, rows_followed, ranks, checkpointing, device)
         for variant in VARIANTS:
             if variant.hpz and nodes == 1:
                 continue  # there a second copy within the host saves nothing
@@ -91,6 +85,20 @@ def make_plan(
                 )
             )
     return Plan(tuple(rows), traces, config, ranks, micro_batch, gpu_bytes)
+
+
+def _as_likelihood(config: RunConfig, micro_batch: int) -> tuple[RunConfig, int]:
+    """(recipe to follow, its rows of a rank). Nobody knows how long the captions of a self-critical step will be; more
+    than it needs is a step that learns as many captions of the greatest length, each with its own image."""
+    if not _is_self_critical(config):
+        return config, micro_batch
+    config = config.model_copy(deep=True)
+    config.caption.objective = "likelihood"
+    return config, micro_batch * config.caption.self_critical.samples
+
+
+def _is_self_critical(config: RunConfig) -> bool:
+    return config.task == "caption" and config.caption.objective == "self_critical"
 
 
 def follow(config: RunConfig, micro_batch: int, ranks: int, checkpointing: bool, device: str) -> Trace:
@@ -138,6 +146,11 @@ def reason(plan: Plan) -> str:
     words.append(
         f"a rank sends {sent.total / 1e6:.1f} MB a step, {sent.gradients / 1e6:.1f} MB of it gradients"
     )
+    if _is_self_critical(plan.config):
+        words.append(
+            f"planned as {plan.config.caption.self_critical.samples} captions of the greatest length for each image, "
+            "which is more than a self-critical step needs"
+        )
     settings = " backbone.activation_checkpointing=true" if chosen.checkpointing else ""
     return f"Take --deepspeed-config {chosen.variant.file}{settings}: {'; '.join(words)}."
 

@@ -33,16 +33,24 @@ def build(config: RunConfig, dtype: torch.dtype, shapes: Shapes) -> Assembled:
     is made. Raises AuroraError for what the recipe gets wrong."""
     config = config.model_copy(deep=True)
     backbone = config.backbone
-    if backbone.tokenizer is None and backbone.checkpoint is not None:
-        named = backbone.checkpoint
+    named = backbone.checkpoint
+    if backbone.tokenizer is not None and not Path(backbone.tokenizer).expanduser().exists():
+        backbone.tokenizer = None  # texts are made up and as long as they may be, whatever the vocabulary
+    elif backbone.tokenizer is None and named is not None:
         if named in BUILT_IN or Path(named).expanduser().exists():
             backbone.tokenizer = str(tokenizer_for(backbone).path)
+    if config.data.shards is not None and not Path(config.data.shards).is_dir():
+        config.data.shards = None
     config.backbone.checkpoint, config.kernels = None, "torch"  # sizes are the recipe's
     config.backbone.momentum_weights = config.backbone.queue_weights = "ignore"
     with torch.device("meta"), shapes:
         model = new_model(config.backbone)
         loaded = LoadedBackbone(model, None, None, {}, "", "shapes alone")
         assembled = build_task(config, loaded)
+        assembled.tokenizer.unusable = ""  # ids are counted, not looked at
+        if config.task == "vqa" and config.data.shards is None and config.vqa.answer_list is None:
+            answers = [f"answer {number}" for number in range(config.backbone.eve.answers)]
+            assembled.wiring.adopt(assembled.task, {"answers": answers})
         task = assembled.task
         for module in task.modules():
             _cast(module, dtype)
@@ -75,7 +83,8 @@ def annotations(config: RunConfig, kind: str, every: bool) -> Any:
     """An annotation of `kind` as long as the recipe lets texts be, so that the plan holds for every batch. Raises
     AuroraError for a kind it does not know."""
     options = getattr(config, config.task)
-    words = " ".join(["dog"] * min(options.max_words, getattr(options, "max_tokens", _UNLIMITED)))
+    lengths = (getattr(options, name, _UNLIMITED) for name in ("max_words", "max_tokens"))
+    words = " ".join(["dog"] * min(lengths))
     answers = [{"answer": " ".join(["dog"] * ANSWER_WORDS), "weight": 1 / ANSWERS}] * ANSWERS
     size = config.backbone.vision.image_size
     made: dict[str, Callable[[], Any]] = {

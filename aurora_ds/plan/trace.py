@@ -14,15 +14,16 @@ import sys
 import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 
 class Shapes(TorchDispatchMode):
@@ -44,6 +45,10 @@ class Shapes(TorchDispatchMode):
             return 1.0 if args[0].is_floating_point() else 1
         if op is torch.ops.aten.nonzero.default:
             result = args[0].new_empty((args[0].numel(), args[0].dim()), dtype=torch.int64)
+        elif op is torch.ops.aten.index.Tensor:
+            result = op(args[0], [each for index in args[1] for each in _numbers(index)])
+        elif op is torch.ops.aten.bincount.default:
+            result = args[0].new_empty((keywords.get("minlength", args[-1]),), dtype=torch.int64)
         else:
             result = op(*args, **keywords)
         for value in tree_leaves(result):
@@ -63,6 +68,13 @@ class Shapes(TorchDispatchMode):
 
     def _forget(self, key: int) -> None:
         self.now -= self.living.pop(key, 0)
+
+
+def _numbers(index: Tensor | None) -> list[Tensor | None]:
+    """An index of truth values as the numbers of all that it asks for."""
+    if index is None or index.dtype != torch.bool:
+        return [index]
+    return [index.new_empty(index.numel(), dtype=torch.int64)] * index.dim()
 
 
 class _FusedAttention(torch.autograd.Function):
@@ -88,6 +100,11 @@ def _gpu_attention(
 ) -> Tensor:
     """In the place of F.scaled_dot_product_attention."""
     return _FusedAttention.apply(query, key, value, attn_mask)
+
+
+def _without_autocast(device_type: str, *_: Any, **__: Any) -> Any:
+    """In the place of torch.autocast, which does not know the meta device; the engine never turns it on."""
+    return nullcontext()
 
 
 class _SilentRanks:
@@ -136,11 +153,17 @@ def _silent(ranks: int) -> Iterator[_SilentRanks]:
         yield silent
 
 
-@dataclass
-class Uses:
-    """The parameters that each call of a module needed, in the order of the calls: (number of it, elements)."""
+class Event(NamedTuple):
+    """Something that DeepSpeed's hooks act on. kind: `forward` or `backward` before a module's, `forward_end` or
+    `backward_end` after it, or `gradient` of a parameter, which is whole then. number: of the module or the parameter.
+    recomputed: a forward inside the backward. now, peak: bytes that the step holds beside what stays, without trained
+    parameters' gradients; the most of them since the event before."""
 
-    calls: list[tuple[tuple[int, int], ...]] = field(default_factory=list)
+    kind: str
+    number: int
+    recomputed: bool
+    now: int
+    peak: int
 
 
 @dataclass(frozen=True)
@@ -150,7 +173,7 @@ class Trace:
     parameters: (elements, trained) of each. beside: what stays over the steps beside parameters (queue, momentum
     copies, buffers). activations: the most that a step adds to what stays, gradients that autograd made included.
     forward: what is kept at the end of the forward. sent: by the task's own exchange between ranks.
-    uses: (number, elements) of the parameters that each call of a module needs, backward calls included.
+    modules: numbers of the parameters that each has itself. events: what ZeRO-3 sees of the step, in order.
     """
 
     parameters: tuple[tuple[int, bool], ...]
@@ -158,7 +181,8 @@ class Trace:
     activations: int
     forward: int
     sent: float
-    uses: tuple[tuple[tuple[int, int], ...], ...]
+    modules: tuple[tuple[int, ...], ...]
+    events: tuple[Event, ...]
 
     @property
     def total(self) -> int:
@@ -171,27 +195,79 @@ class Trace:
         return sum(size for size, trained in self.parameters if trained)
 
 
+class _Passing(torch.autograd.Function):
+    """A tensor as it is; `called` when its gradient passes."""
+
+    @staticmethod
+    def forward(ctx, x, called):
+        ctx.called = called
+        return x.detach()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        ctx.called()
+        return gradient, None
+
+
+class _Watch:
+    """Puts hooks where DeepSpeed has its own, and notes when they are called: before and after each module's forward,
+    when a gradient comes to its outputs, and when all have left its inputs."""
+
+    def __init__(self, task: nn.Module, shapes: Shapes) -> None:
+        self.shapes, self.events, self.handles = shapes, [], []
+        self.numbers = {id(parameter): number for number, parameter in enumerate(task.parameters())}
+        self.own: list[tuple[int, ...]] = []
+        self.leaving: dict[int, int] = {}  # gradients that a module's inputs still wait for
+        for number, module in enumerate(task.modules()):
+            self.own.append(tuple(sorted(self.numbers[id(p)] for p in module.parameters(recurse=False))))
+            self.handles += [
+                module.register_forward_pre_hook(partial(self._before, number)),
+                module.register_forward_hook(partial(self._after, number)),
+            ]
+        for parameter in task.parameters():
+            if parameter.requires_grad:
+                self.handles.append(parameter.register_post_accumulate_grad_hook(self._gradient))
+
+    def note(self, kind: str, number: int) -> None:
+        shapes = self.shapes
+        self.events.append(
+            Event(kind, number, torch._C._current_graph_task_id() != -1, shapes.now, shapes.peak)
+        )
+        shapes.peak = shapes.now
+
+    def _before(self, number: int, module: nn.Module, inputs: tuple) -> tuple:
+        self.note("forward", number)
+        self.leaving[number] = 0
+
+        def left() -> None:
+            self.leaving[number] -= 1
+            if self.leaving[number] == 0:
+                self.note("backward_end", number)
+
+        def watched(x: Tensor) -> Tensor:
+            self.leaving[number] += x.requires_grad
+            return _Passing.apply(x, left)
+
+        return tree_map_only(Tensor, watched, inputs)
+
+    def _after(self, number: int, module: nn.Module, inputs: tuple, output: Any) -> Any:
+        self.note("forward_end", number)
+        return tree_map_only(
+            Tensor, lambda x: _Passing.apply(x, partial(self.note, "backward", number)), output
+        )
+
+    def _gradient(self, parameter: nn.Parameter) -> None:
+        parameter.grad = None
+        self.note("gradient", self.numbers[id(parameter)])
+
+
 @contextmanager
-def _watched(task: nn.Module) -> Iterator[Uses]:
-    """Counts the modules' calls, and their backward calls: those whose output has a gradient."""
-    uses, handles = Uses(), []
-    numbers = {id(parameter): number for number, parameter in enumerate(task.parameters())}
-
-    def called(own: tuple[tuple[int, int], ...], output: Any) -> None:
-        uses.calls.append(own)
-        if any(isinstance(value, Tensor) and value.requires_grad for value in tree_leaves(output)):
-            uses.calls.append(own)
-
-    for module in task.modules():
-        own = tuple((numbers[id(p)], p.numel()) for p in module.parameters(recurse=False))
-        if own:
-            handles.append(
-                module.register_forward_hook(lambda _module, _args, output, own=own: called(own, output))
-            )
+def _watched(task: nn.Module, shapes: Shapes) -> Iterator[_Watch]:
+    watch = _Watch(task, shapes)
     try:
-        yield uses
+        yield watch
     finally:
-        for handle in handles:
+        for handle in watch.handles:
             handle.remove()
 
 
@@ -203,22 +279,43 @@ def trace_step(assembled: Any, make_batch: Any, shapes: Shapes, ranks: int, devi
     attention = (
         patch.object(F, "scaled_dot_product_attention", _gpu_attention) if device == "cuda" else nullcontext()
     )
-    with torch.device("meta"), shapes, _silent(ranks) as silent, attention, _watched(task) as uses:
+    with (
+        torch.device("meta"),
+        shapes,
+        _silent(ranks) as silent,
+        attention,
+        patch.object(torch, "autocast", _without_autocast),
+        _watched(task, shapes) as watch,
+    ):
         task.train()
         shapes.peak = shapes.now
         loss = task(make_batch(), what="loss", **wiring.loss_arguments(0, 0, 1))["loss"]
         kept = shapes.now
         loss.backward()
         del loss
-        for parameter in task.parameters():
-            parameter.grad = None
+        watch.note("backward_end", 0)
     gc.collect()
-    own = {id(p): p for p in task.parameters()}
+    own = tuple(task.parameters())
+    stays = shapes.now
+    events = tuple(each._replace(now=each.now - stays, peak=each.peak - stays) for each in watch.events)
     return Trace(
-        tuple((p.numel(), p.requires_grad) for p in own.values()),
-        shapes.now - sum(p.nbytes for p in own.values()),
-        shapes.peak - shapes.now,
-        kept - shapes.now,
+        tuple((p.numel(), p.requires_grad) for p in own),
+        stays - sum(p.nbytes for p in own),
+        _most(events, own),
+        kept - stays,
         silent.sent,
-        tuple(uses.calls),
+        tuple(watch.own),
+        events,
     )
+
+
+def _most(events: tuple[Event, ...], parameters: tuple[nn.Parameter, ...]) -> int:
+    """The most bytes of a step, the gradients of trained parameters kept as they come."""
+    most = gradients = 0
+    seen: set[int] = set()
+    for event in events:
+        most = max(most, event.peak + gradients)
+        if event.kind == "gradient" and event.number not in seen:
+            seen.add(event.number)
+            gradients += parameters[event.number].nbytes
+    return most

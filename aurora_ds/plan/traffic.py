@@ -1,8 +1,10 @@
 """Bytes that one rank sends in an optimizer step, rings assumed (an all-reduce of S bytes sends 2·S·(W-1)/W).
 
-- gradients of the trained parameters alone: in fp32 by an all-reduce at stage 0 and 1, a reduce-scatter above it.
+- gradients of the trained parameters alone: in fp32 by an all-reduce up to stage 2 (DeepSpeed reduces ranks' parts of a
+  bucket together there), a reduce-scatter at stage 3.
 - from stage 1 on the updated weights of the trained are gathered again, in the model's precision.
-- stage 3 gathers all large weights, frozen ones too, in every forward and again for every backward.
+- stage 3 gathers all large weights, frozen ones too, in every forward and again for every backward; small
+  ones once a step.
 - what the task exchanges itself: features for the contrastive loss, image tokens of hard negatives, their gradients.
 """
 
@@ -47,14 +49,14 @@ def traffic(
         return Traffic(0.0, 0.0, 0.0, 0.0)
     size, part = BYTES[precision], (ranks - 1) / ranks
     reduced = 4 * trace.trained * part
-    gradients = reduced * (2 if variant.stage < 2 else 1)
+    gradients = reduced * (2 if variant.stage < 3 else 1)
     # from stage 2 on each micro-batch is reduced by itself
     gradients *= accumulation if variant.stage >= 2 else 1
     if variant.quantized:
         gradients /= 8
     weights = size * trace.trained * part if variant.stage in (1, 2) else 0.0
     if variant.stage == 3:
-        weights = fetched(trace.uses)[0] * size * part * accumulation / (2 if variant.quantized else 1)
+        weights = fetched(trace, size).elements * size * part * accumulation / (2 if variant.quantized else 1)
     several = ranks > node
     outside = 0.0 if variant.hpz or not several else weights
     return Traffic(gradients, weights, trace.sent * accumulation, outside)

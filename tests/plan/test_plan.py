@@ -91,7 +91,9 @@ def test_a_real_step_keeps_what_the_trace_says() -> None:
 
 def test_recomputation_keeps_less_and_computes_twice(traced) -> None:
     again = follow(small(), 4, 2, True, "cpu")
-    assert again.activations < 0.8 * traced.activations and len(again.uses) > len(traced.uses)
+    calls = [sum(event.kind == "forward" for event in each.events) for each in (traced, again)]
+    assert again.activations < 0.8 * traced.activations and calls[1] > calls[0]
+    assert not any(event.recomputed for event in traced.events if event.kind == "forward")
 
 
 def test_optimizer_and_gradients_are_of_the_trained_alone(traced) -> None:
@@ -131,13 +133,22 @@ def test_what_does_not_fit_is_said_with_the_least() -> None:
     "change, text",
     [
         ({"train": {"global_batch_size": 9}}, "global_batch_size is 9, which 2 ranks.*multiple of 2"),
-        ({"task": "caption", "caption": {"objective": "self_critical"}}, "caption.objective=likelihood"),
     ],
 )
 def test_a_recipe_that_cannot_be_planned_is_refused(change: dict, text: str) -> None:
     config = RunConfig.model_validate(small().model_dump() | change)
     with pytest.raises(AuroraError, match=text):
         make_plan(config, gpus=2, gpu_bytes=1e9)
+
+
+def test_a_self_critical_step_is_planned_as_its_captions_at_their_longest() -> None:
+    config = RunConfig.model_validate(
+        small("caption").model_dump() | {"caption": {"objective": "self_critical"}}
+    )
+    plan, plain = (make_plan(each, gpus=2, gpu_bytes=80e9) for each in (config, small("caption")))
+    assert "more than a self-critical step needs" in reason(plan) and "self-critical" not in reason(plain)
+    assert plan.micro_batch == plain.micro_batch
+    assert plan.traces[False].activations > 2 * plain.traces[False].activations
 
 
 def test_every_variant_is_a_file_that_does_as_it_says(repository: Path) -> None:
