@@ -129,6 +129,8 @@ class MplugRetrieval(SeparateEncoders, _Reading):
 
     `vision_proj`, `text_proj` (H -> E), `itm_head` (H -> 2, class 1 = match), `temp`: contrastive temperature."""
 
+    FOR_PAIRS = ("fusion_encoder",)
+
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__(config)
         width = config.text.width

@@ -65,7 +65,8 @@ class SlotMomentum:
 class TwinMomentum:
     """Momentum pass through a second backbone, which follows the online one with the same decay.
 
-    `still`: beginnings of names that keep their values, beside the temperature and the matching head."""
+    `still`: beginnings of names that keep their values, beside the temperature and the matching head. `without`: parts
+    of the model that the pass never computes with; the second backbone has none."""
 
     def __init__(
         self,
@@ -75,13 +76,17 @@ class TwinMomentum:
         weights: dict[str, Tensor] | None,
         dropout: bool,
         still: tuple[str, ...] = (),
+        without: tuple[str, ...] = (),
     ) -> None:
         self.model, self.prompts, self.dropout = model, prompts, dropout
         self.still = ("temp", "itm_head.", *still)
         self.twin, self.twin_prompts = factory()
-        state = dict(model.state_dict())
+        for part in without:
+            delattr(self.twin, part)
+        needed = self.twin.state_dict().keys()
+        state = {n: t for n, t in model.state_dict().items() if n in needed}
         if weights:
-            state |= {n: t for n, t in weights.items() if n in state}
+            state |= {n: t for n, t in weights.items() if n in needed}
         self.twin.load_state_dict(state, strict=True)
         self.twin.requires_grad_(False)
         if prompts is not None and weights:

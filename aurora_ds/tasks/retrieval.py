@@ -88,7 +88,9 @@ class RetrievalTask(nn.Module):
         elif options.momentum_model == "slot":
             self.momentum_model = SlotMomentum(model, prompts, dropout)
         else:
-            self.momentum_model = TwinMomentum(model, prompts, twin, momentum_weights, dropout)
+            self.momentum_model = TwinMomentum(
+                model, prompts, twin, momentum_weights, dropout, without=model.FOR_PAIRS
+            )
         self.queue = FeatureQueue(config.backbone.embed_dim, options.queue_size, config.seed)
         if queues:
             self.queue.load(queues)

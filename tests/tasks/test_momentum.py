@@ -9,7 +9,10 @@ from tiny_retrieval import awaken, tiny_batch, tiny_config
 
 from aurora_ds.assemble import build_task
 from aurora_ds.backbones.checkpoint import load_backbone
+from aurora_ds.backbones.models import new_model
+from aurora_ds.config import BackboneConfig
 from aurora_ds.errors import AuroraError
+from aurora_ds.tasks.momentum import TwinMomentum
 
 STEPS, DECAY = 4, 0.9
 
@@ -165,3 +168,21 @@ def test_16_bit_training_runs_and_is_close(form):
     assert {t.dtype for t in shadow.values()} == {torch.float32}
     if form == "twin":
         assert {p.dtype for p in task.momentum_model.twin.parameters()} == {torch.float32}
+
+
+def test_a_twin_has_no_part_that_features_do_without():
+    """mPLUG's fusion encoder reads pairs alone."""
+    sizes = {"vision": {"image_size": 16, "patch_size": 8, "width": 32, "depth": 1, "heads": 2}}
+    sizes["text"] = {"vocab_size": 150, "width": 32, "depth": 2, "heads": 2, "intermediate": 48}
+    sizes["text"] |= {"cls_id": 101, "sep_id": 102, "bos_id": 101, "enc_id": 101}
+    sizes["mplug"] = {"text_layers": 1, "fusion_layers": 2, "stride": 1}
+    config = BackboneConfig.model_validate({"name": "mplug", **sizes})
+    model = new_model(config).eval()
+    kept = model.state_dict()
+    twin = TwinMomentum(model, None, lambda: (new_model(config), None), kept, False, without=model.FOR_PAIRS)
+    lost = set(kept) - set(twin.twin.state_dict())
+    assert lost == {name for name in kept if name.startswith("fusion_encoder.")} and lost
+    image, (ids, mask) = torch.randn(2, 3, 16, 16), (torch.ones(2, 4).long(), torch.ones(2, 4).long())
+    with twin(None, 0.5) as other:
+        assert torch.equal(other.image_states(image)[1], model.image_states(image)[1])
+        assert torch.equal(other.text_states(ids, mask), model.text_states(ids, mask))
