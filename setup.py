@@ -51,6 +51,7 @@ setup(
             "quickstart/assets/*",
             "quickstart/assets/language/*",
             "quickstart/assets/mplug/*",
+            "quickstart/assets/eve/*",
         ]
     },
     # Why each one is here: CONTRIBUTING.md, "Dependencies".
