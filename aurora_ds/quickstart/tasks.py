@@ -38,6 +38,9 @@ TASKS = {
     "video_retrieval": WorldTask("retrieval_world_clips", "clips", "clips"),
     "caption": WorldTask("caption_world", "captions", "folder"),
     "nlvr": WorldTask("nlvr_world", "pairs", "pairs"),
+    "eve_retrieval": WorldTask("eve_retrieval_world", "captions", "folder", "eve"),
+    "eve_vqa": WorldTask("eve_vqa_world", "questions", "questions", "eve"),
+    "eve_nlvr": WorldTask("eve_nlvr_world", "pairs", "pairs", "eve"),
 }
 
 

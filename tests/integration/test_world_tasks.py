@@ -23,8 +23,9 @@ ONE_FRAME = 4  # points that answers about clips lose when one frame stands for 
 SECONDS = 120  # of processor time, which a busy machine does not stretch; two cores have twice that
 
 
-def test_every_task_has_its_margin() -> None:
-    assert MARGINS.keys() == TASKS.keys()
+def test_every_task_of_the_first_family_has_its_margin() -> None:
+    """Other families have tests of their own."""
+    assert MARGINS.keys() == {name for name, task in TASKS.items() if task.family == "blip"}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("task", list(TASKS))
+@pytest.mark.parametrize("task", list(MARGINS))
 def test_aurora_learns_the_task_from_what_it_sees(task: str, world: Path, tmp_path: Path) -> None:
     from aurora_ds import evaluate, train
     from aurora_ds.recipe import load_config
