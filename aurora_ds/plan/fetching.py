@@ -4,8 +4,9 @@ A module needs its own parameters whole before its forward and again before its 
 calls to come are fetched until PREFETCH elements are under way; those that are there already are passed over and kept
 until that use. What is used and not waited for is let go. With recomputation a forward runs inside the backward: its
 modules fetch a third time, and those that it breaks off in hold theirs until the module that asked for it has its own
-backward done. Parameters that travel together come in one buffer and are copied out of it; gloo fills one of its own
-before that. When the weights have been updated, the small ones are gathered again.
+backward done. Parameters that travel together come in one buffer and are copied out of it when the first is needed;
+the buffer lives until the last is. gloo fills one of its own before that. When the weights have been updated, the
+small ones are gathered again.
 """
 
 from __future__ import annotations
@@ -50,6 +51,16 @@ def small_elements(trace: Trace) -> int:
     return sum(size for size, _ in trace.parameters if size <= PERSIST)
 
 
+@dataclass
+class _Bucket:
+    """Parameters that travel together. waiting: those whose modules have not asked for them yet. copies: elements that
+    are there twice from the first of them to the last; none where one travels alone."""
+
+    waiting: set[int]
+    copies: int
+    opened: bool = False
+
+
 class _Coordinator:
     """Parameters by number: which are whole, which are under way. held: elements of both; passing: the most of them
     while an event is served."""
@@ -60,7 +71,7 @@ class _Coordinator:
         self.trained = [trained for _, trained in trace.parameters]
         self.modules = trace.modules
         self.whole = {number for number, size in enumerate(self.sizes) if size <= PERSIST}
-        self.coming: dict[int, list[int]] = {}  # parameter -> those that travel with it
+        self.coming: dict[int, _Bucket] = {}
         asked = [event.number for event in trace.events if event.kind in ("forward", "backward")]
         self.ahead = deque(
             (number, call) for call, module in enumerate(asked) for number in self.modules[module]
@@ -82,7 +93,7 @@ class _Coordinator:
             if forward and recomputed and self.backwards and not self.trained[number]:
                 self.backwards[next(reversed(self.backwards))].add(number)
             if number in self.coming:
-                self._arrive(self.coming[number])
+                self._arrive(number)
         self._pass_over({number for number in own if self.wanted[number] < self.call})
         self._look_ahead()
         self.call += 1
@@ -108,15 +119,20 @@ class _Coordinator:
     def _gather(self, numbers: list[int]) -> None:
         size = sum(self.sizes[number] for number in numbers)
         self.sent, self.live, self.held = self.sent + size, self.live + size, self.held + size
-        self.coming |= dict.fromkeys(numbers, numbers)
+        bucket = _Bucket(set(numbers), size if len(numbers) > 1 else 0)
+        self.coming |= dict.fromkeys(numbers, bucket)
         self.passing = max(self.passing, self.held + (size if self.buffered else 0))
 
-    def _arrive(self, numbers: list[int]) -> None:
-        if len(numbers) > 1:
-            self.passing = max(self.passing, self.held + sum(self.sizes[number] for number in numbers))
-        for number in numbers:
-            del self.coming[number]
-            self.whole.add(number)
+    def _arrive(self, number: int) -> None:
+        bucket = self.coming.pop(number)
+        if not bucket.opened:
+            bucket.opened = True
+            self.whole.update(bucket.waiting)
+            self.held += bucket.copies
+            self.passing = max(self.passing, self.held)
+        bucket.waiting.remove(number)
+        if not bucket.waiting:
+            self.held -= bucket.copies
 
     def release(self, module: int, forward: bool) -> None:
         own = set(self.modules[module])

@@ -94,7 +94,7 @@ def memory(
 
     stays = weights + optimizer + trace.beside + kept + accumulated
     computing = trace.activations if stage < 3 else step.peak
-    moments = (computing, reducing + gathered, gradients + updating)
+    moments = (computing, reducing, gradients + updating)
     workspace = GPU_OVERHEAD if device == "cuda" else 0.0
     return Memory(
         weights,

@@ -11,9 +11,10 @@ from torch import nn
 
 from aurora_ds.config import RunConfig
 from aurora_ds.errors import AuroraError
+from aurora_ds.plan.fetching import fetched
 from aurora_ds.plan.memory import memory
 from aurora_ds.plan.run import follow, make_plan, reason, record
-from aurora_ds.plan.trace import Shapes
+from aurora_ds.plan.trace import Event, Shapes, Trace
 from aurora_ds.plan.traffic import traffic
 from aurora_ds.plan.variants import TUNED_STAGE_3, VARIANTS
 
@@ -109,6 +110,51 @@ def test_stage_3_cuts_weights_and_sends_them(traced) -> None:
     assert memory(traced, cut, 8, "fp32", "cpu").weights < memory(traced, whole, 8, "fp32", "cpu").weights
     assert traffic(traced, cut, 8, "fp32").weights > 0 == traffic(traced, whole, 8, "fp32").weights
     assert traffic(traced, cut, 1, "fp32").total == 0
+
+
+def trace_of(sizes: list[int], modules: list[tuple[int, ...]], events: list[tuple[str, int, bool]]) -> Trace:
+    """A step of frozen parameters that holds nothing else."""
+    return Trace(
+        tuple((size, False) for size in sizes),
+        0,
+        0,
+        0,
+        0.0,
+        tuple(modules),
+        tuple(Event(kind, number, recomputed, 0, 0) for kind, number, recomputed in events),
+    )
+
+
+def test_a_weight_is_fetched_for_forward_and_backward_and_again_for_recomputation() -> None:
+    # larger than what is fetched ahead, so that each use is alone
+    forward = [
+        ("forward", 0, False),
+        ("forward_end", 0, False),
+        ("forward", 1, False),
+        ("forward_end", 1, False),
+    ]
+    backward = [
+        ("backward", 1, True),
+        ("backward_end", 1, True),
+        ("backward", 0, True),
+        ("backward_end", 0, True),
+    ]
+    again = [("forward", 0, True), ("forward_end", 0, True), ("forward", 1, True), ("forward_end", 1, True)]
+    sizes, modules = [6_000_000, 6_000_000, 10], [(0, 2), (1,)]
+    plain = fetched(trace_of(sizes, modules, forward + backward), 4)
+    assert plain.elements == 2 * 12_000_000 + 10, (
+        "the small one is whole, and gathered once, after the update"
+    )
+    assert plain.most == 12_000_000 and plain.peak == 48_000_000, "while one computes the next is fetched"
+    recomputed = fetched(trace_of(sizes, modules, forward + again + backward), 4)
+    assert recomputed.elements == 3 * 12_000_000 + 10
+
+
+def test_weights_that_travel_together_are_there_twice_until_the_last_is_used() -> None:
+    calls = [(kind, number, False) for number in (0, 1, 2) for kind in ("forward", "forward_end")]
+    sizes, modules = [200_000] * 3, [(0,), (1,), (2,)]
+    assert fetched(trace_of(sizes, modules, calls), 4).most == 4 * 200_000, "two copied, and their buffer"
+    assert fetched(trace_of(sizes[:2], modules[:2], calls[:4]), 4).most == 2 * 200_000, "one alone is no copy"
 
 
 def test_the_recommendation_is_the_simplest_that_fits() -> None:
