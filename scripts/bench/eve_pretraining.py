@@ -5,9 +5,9 @@ Pre-training has no contrast and no matching, so what fits is judged by what it 
 is the log-likelihood of its words in that picture: every other word is hidden and guessed, then the others, so that
 each counts once, half of the rest being seen, as in training. Pictures for a caption are ranked by that; captions for a
 picture by that minus the logarithm of the caption's mean likelihood over all pictures of the test, since some captions
-are likely whatever is seen. The probe: questions about other pictures of the domain, a new head of two layers (that of
-EVE's question answering) on the frozen trunk's states of picture and question, averaged each; which words are asked
-about and which answers are frequent already says something, so the untrained trunk's figure is the one to compare with.
+are likely whatever is seen. The probe: questions about other pictures of the domain, and a new linear layer on the
+frozen trunk's state of a hidden word behind the question, where a masked model says what it thinks. The words of a
+question alone already say something, so the untrained trunk's figure is the one to compare with.
 
     python scripts/bench/eve_pretraining.py [--seeds 3] [--steps 700] [--folder DIR]
 
@@ -40,7 +40,8 @@ STEPS, BATCH, RATE = 700, 32, 3e-3
 EMBEDDED = 0.5  # deviation of embeddings of positions, kinds and hidden patches
 PICTURES, JUDGED = 2000, 100
 ASKED = {"train": 500, "test": 200}  # pictures with three questions each
-PROBE_STEPS, PROBE_RATE = 200, 3e-3
+PROBE_STEPS, PROBE_RATE = 200, 5e-3
+SHOWN_KINDS = ("place", "colour", "thing")
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -153,24 +154,26 @@ def retrieval(task: nn.Module, images: Tensor, ids: Tensor) -> dict[str, float]:
 
 @torch.inference_mode()
 def features(task: nn.Module, images: Tensor, ids: Tensor, mask: Tensor, owner: Tensor) -> Tensor:
-    """(questions, 2 D): mean states of picture and question, read together."""
+    """(questions, D): the state of a hidden word behind each question, which is read with its picture."""
     found = []
     for part in torch.arange(len(ids)).split(100):
+        rows, last = torch.arange(len(part)), mask[part].sum(1) - 1
+        asked = F.pad(ids[part], (0, 1), value=task.text.pad_id)
+        asked[rows, last], asked[rows, last + 1] = task.mask_id, task.text.sep_id
         tokens = task.model.image_tokens(images[owner[part]])
-        one = task.model.backbone(image_tokens=tokens, input_ids=ids[part], attention_mask=mask[part])
-        seen, said = one.states[:, : one.vision_tokens], one.states[:, one.vision_tokens :]
-        weights = mask[part][..., None].to(said)
-        found.append(torch.cat([seen.mean(1), (said * weights).sum(1) / weights.sum(1)], dim=1))
+        seen = (asked != task.text.pad_id).long()
+        one = task.model.backbone(image_tokens=tokens, input_ids=asked, attention_mask=seen)
+        found.append(one.states[rows, one.vision_tokens + last])
     return torch.cat(found)
 
 
-def probe(task: nn.Module, asked: dict[str, tuple[Tensor, ...]], answers: int) -> float:
-    """Percent of test questions that a head on the frozen trunk answers right."""
+def probe(task: nn.Module, asked: dict[str, tuple[Any, ...]], answers: int) -> dict[str, float]:
+    """Percent of test questions that a linear layer on the frozen trunk answers right, of all and of some kinds."""
     taught, judged = ({"x": features(task, *given[:4]).clone(), "y": given[4]} for given in asked.values())
     mean, deviation = taught["x"].mean(0), taught["x"].std(0) + 1e-6
     torch.manual_seed(0)
     width = taught["x"].shape[1]
-    head = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width), nn.GELU(), nn.Linear(width, answers))
+    head = nn.Linear(width, answers)
     optimizer = torch.optim.AdamW(head.parameters(), lr=PROBE_RATE, weight_decay=0.1)
     for _ in range(PROBE_STEPS):
         optimizer.zero_grad()
@@ -178,11 +181,15 @@ def probe(task: nn.Module, asked: dict[str, tuple[Tensor, ...]], answers: int) -
         optimizer.step()
     with torch.no_grad():
         said = head((judged["x"] - mean) / deviation).argmax(1)
-    return 100 * float((said == judged["y"]).float().mean())
+    right, kinds = (said == judged["y"]).float(), asked["test"][5]
+    found = {"probe": 100 * float(right.mean())}
+    for kind in SHOWN_KINDS:
+        found[f"probe, {kind}"] = 100 * float(right[[each == kind for each in kinds]].mean())
+    return found
 
 
-def questions(tokenizer: Any, config: Any) -> tuple[dict[str, tuple[Tensor, ...]], int]:
-    """Of both splits (pictures, ids, mask, owner, answer), and how many answers there are."""
+def questions(tokenizer: Any, config: Any) -> tuple[dict[str, tuple[Any, ...]], int]:
+    """Of both splits (pictures, ids, mask, owner, answer, kind), and how many answers there are."""
     from aurora_ds.quickstart.questions import answer_list, sample_questions
 
     listed, found = answer_list(), {}
@@ -192,7 +199,9 @@ def questions(tokenizer: Any, config: Any) -> tuple[dict[str, tuple[Tensor, ...]
         ids, mask = tokenizer.encode([question.words for _, question in rows], config.pretrain.max_tokens)
         pictures = seen([scene for scene, _ in drawn])
         owners = torch.tensor([owner for owner, _ in rows])
-        found[split] = (pictures, ids, mask, owners, torch.tensor([listed.index(q.truth) for _, q in rows]))
+        answers = torch.tensor([listed.index(question.truth) for _, question in rows])
+        kinds = [question.kind for _, question in rows]
+        found[split] = (pictures, ids, mask, owners, answers, kinds)
     return found, len(listed)
 
 
@@ -216,7 +225,7 @@ def judge(task: nn.Module, tokenizer: Any, config: Any) -> dict[str, float]:
     pictures = sample_split("source", "test", JUDGED, 3, 3)
     ids, _ = tokenizer.encode([each.captions[0] for each in pictures], config.pretrain.max_tokens)
     found = retrieval(task, seen([each.scene for each in pictures]), ids)
-    return found | {"probe": probe(task, *questions(tokenizer, config))}
+    return found | probe(task, *questions(tokenizer, config))
 
 
 def run(folder: Path, seed: int, steps: int) -> dict[str, Any]:
@@ -284,7 +293,8 @@ def report(record: dict[str, Any], quick: bool) -> None:
         f"# Masked pre-training in the toy world\n\nFrom random weights, {runs[0]['steps']} steps of {BATCH} pairs, "
         f"{_spread([run['processor_seconds'] for run in runs])} processor seconds. {len(runs)} seeds: mean (least to "
         f"most), percent. Retrieval among {JUDGED} pictures with a caption each, zero-shot; `image`: pictures for a "
-        "caption, `text`: captions for a picture; `probe`: questions answered by a new head on the frozen trunk.\n\n"
+        "caption, `text`: captions for a picture; `probe`: questions, all and of a kind, answered by a linear layer "
+        "on the frozen trunk.\n\n"
         f"{markdown_table(['trunk', *runs[0]['untrained']], rows)}\n\nWhat is hidden of the test split:\n\n"
         f"{markdown_table(list(judged), [hidden])}\n\n{facts_line(record['facts'])}\n"
     )
