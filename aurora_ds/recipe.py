@@ -32,6 +32,7 @@ BUILTIN_SIZES = {
     "builtin:world": _ASSETS / "backbone.json",
     "builtin:world-language": _ASSETS / "language" / "backbone.json",
     "builtin:world-mplug": _ASSETS / "mplug" / "backbone.json",
+    "builtin:world-eve": _ASSETS / "eve" / "backbone.json",
 }
 
 

@@ -39,6 +39,7 @@ BUILT_IN = {
     "builtin:world": _ASSETS / "backbone.safetensors",
     "builtin:world-language": _ASSETS / "language" / "backbone.safetensors",
     "builtin:world-mplug": _ASSETS / "mplug" / "backbone.safetensors",
+    "builtin:world-eve": _ASSETS / "eve" / "backbone.safetensors",
 }
 CHUNK = 1 << 20
 
