@@ -66,7 +66,7 @@ class BackboneConfig(Section):
     checkpoint: str | None = Field(
         None,
         description="published .pth, .safetensors, transformers-format directory (BLIP), `builtin:world`, "
-        "`builtin:world-language`, `builtin:world-mplug`; null: random",
+        "`builtin:world-language`, `builtin:world-mplug`, `builtin:world-eve`; null: random",
     )
     tokenizer: str | None = Field(
         None,
