@@ -8,7 +8,6 @@ this file does not import DeepSpeed: that takes seconds, and `aurora-ds --help` 
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from aurora_ds.config import TrainConfig
 from aurora_ds.errors import AuroraError
 from aurora_ds.runtime import process_group
+from aurora_ds.runtime.deepspeed_library import import_deepspeed, without_hooks
 from aurora_ds.runtime.expert_ranks import ExpertRanks, is_expert, spread
 from aurora_ds.runtime.groups import Group, groups_of
 from aurora_ds.runtime.partitions import MOMENTS, Partitions
@@ -127,13 +127,13 @@ class Engine:
         if self.zero_stage != 3:
             yield
             return
-        deepspeed = _import_deepspeed()
+        deepspeed = import_deepspeed()
         available = deepspeed.runtime.zero.partition_parameters.ZeroParamStatus.AVAILABLE
         # small parameters are always whole; gathered with the others they would be cut up afterwards
         cut = [parameter for parameter in self.task.parameters() if parameter.ds_status != available]
         with (
             deepspeed.zero.GatheredParameters(cut),
-            _without_hooks(self.deepspeed.optimizer.parameter_offload),
+            without_hooks(self.deepspeed.optimizer.parameter_offload),
         ):
             yield
 
@@ -166,9 +166,7 @@ class Engine:
         plain_norm = self._plain_grad_norm() if self.partitions.form == "plain" else None
         broken = plain_norm is not None and not self._clip_plain(plain_norm)
         before = (
-            [master.detach().clone() for master in self.partitions.local_masters()]
-            if measure_update
-            else None
+            [master.detach().clone() for master in self.partitions.local_values()] if measure_update else None
         )
         self.deepspeed.step()
         self.step += 1
@@ -298,8 +296,7 @@ class Engine:
     def _update_ratio(self, before: list[Tensor]) -> float:
         # changes and values, squared; in the second row of experts, of which this rank has a share
         sums = torch.zeros(2, 2, dtype=torch.float64, device=self.device)
-        masters = self.partitions.local_masters()
-        for old, new in zip(before, masters, strict=True):
+        for old, new in zip(before, self.partitions.local_values(), strict=True):
             row = sums[1 if self.experts is not None and is_expert(new) else 0]
             row[0] += (new.detach() - old).double().square().sum().to(self.device)
             row[1] += old.double().square().sum().to(self.device)
@@ -347,7 +344,7 @@ def build(
 
     # Set by every launcher; DeepSpeed insists on it in a process that has none too.
     os.environ.setdefault("LOCAL_RANK", "0")
-    deepspeed = _import_deepspeed()
+    deepspeed = import_deepspeed()
     experts = spread(task, config, settings)
     named = {name: value for name, value in task.named_parameters() if name in shapes}
     trainables = list(named.values())
@@ -394,22 +391,6 @@ def build(
     return engine
 
 
-@contextmanager
-def _without_hooks(offload: Any) -> Iterator[None]:
-    """Take out the hooks of a DeepSpeedZeRoOffload, and at the end put them back into the places that they had."""
-    handles = [offload.fwd_pre_hook, *offload.forward_hooks, *offload.backward_hooks]
-    tables = {id(table): table for handle in handles for table in [handle.hooks_dict_ref()]}
-    before = [(table, dict(table)) for table in tables.values()]
-    for handle in handles:
-        handle.hooks_dict_ref().pop(handle.id)
-    try:
-        yield
-    finally:
-        for table, hooks in before:
-            table.clear()
-            table.update(hooks)
-
-
 def bucket_elements(elements: int) -> int:
     """Elements of a communication bucket that holds `elements`: a multiple of 1024, since DeepSpeed wants even
     ones.
@@ -420,17 +401,3 @@ def bucket_elements(elements: int) -> int:
 def _part(state: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
     ending = f".{kind}"
     return {key[: -len(ending)]: value for key, value in state.items() if key.endswith(ending)}
-
-
-def _import_deepspeed() -> Any:
-    if process_group.device().type == "cpu":
-        # Otherwise DeepSpeed searches for accelerators and warns that it found none.
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    import deepspeed
-
-    deepspeed.utils.logger.setLevel(logging.WARNING)
-    # On CPU DeepSpeed compiles a shared-memory all-reduce for inference at first use: half a minute and a compiler
-    # on every fresh machine, for something training never calls.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    return deepspeed

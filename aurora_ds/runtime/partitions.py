@@ -58,6 +58,19 @@ class Partitions:
             return list(wrapper.single_partition_of_fp32_groups)
         return list(wrapper.fp32_groups_flat_partition)
 
+    def local_values(self) -> list[Tensor]:
+        """The same without the padding of slices, which holds whatever was in memory."""
+        if self.form != "slices":
+            return self.local_masters()
+        from deepspeed.utils import safe_get_local_fp32_param
+
+        found = []
+        for parameter in self.trainables.values():
+            piece = safe_get_local_fp32_param(parameter).reshape(-1)
+            before = torch.distributed.get_rank(parameter.ds_process_group) * len(piece)
+            found.append(piece[: max(parameter.ds_numel - before, 0)])
+        return found
+
     def optimized(self) -> list[nn.Parameter]:
         """The module's parameters that the optimizer updates."""
         wrapper = self.engine.optimizer
