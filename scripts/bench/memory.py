@@ -7,7 +7,11 @@ after a tiny task has run and before the task is built. glibc is told to give fr
 peak for a CPU with the same batch. What libraries take while they compute is in the measured figure alone. Bytes sent
 are counted at the dispatcher, as a ring sends them.
 
+Cases that were measured before stay in the results; `--predict-again` measures nothing and compares those with what
+the planner says now.
+
     python scripts/bench/memory.py [--quick] [--sizes small medium] [--stages 0 1 2 3]
+    python scripts/bench/memory.py --predict-again
 """
 
 from __future__ import annotations
@@ -174,6 +178,32 @@ def in_processes(case: list[str], stage: int) -> dict[str, Any]:
     return json.loads(next(line for line in out.splitlines() if line.startswith('{"measured')))
 
 
+CASE = ("size", "task", "method", "precision", "checkpointing")
+
+
+def row_of(case: dict[str, Any], stage: int, plan: dict[str, Any], real: dict[str, float]) -> dict[str, Any]:
+    """A row of the results, and a line said about it."""
+    expected = plan["stages"][stage]
+    row = {
+        **case,
+        "stage": stage,
+        "parameters": plan["parameters"],
+        "trained": plan["trained"],
+        **expected,
+        **real,
+        "ratio": expected["predicted"]["peak"] / real["measured"],
+        "sent_ratio": expected["predicted_sent"]["total"] / max(1.0, real["sent"]),
+    }
+    print(
+        f"{case['size']} {case['task']} {case['method']} {case['precision']} "
+        f"{'recomputed' if case['checkpointing'] else 'kept'} stage {stage}: "
+        f"{expected['predicted']['peak'] / 2**20:.0f} predicted, {real['measured'] / 2**20:.0f} MiB "
+        f"measured, {row['ratio']:.3f}; sent {row['sent_ratio']:.3f}",
+        flush=True,
+    )
+    return row
+
+
 def compare(
     arguments: argparse.Namespace, done: Callable[[list], None] = lambda rows: None
 ) -> list[dict[str, Any]]:
@@ -182,41 +212,42 @@ def compare(
     for size in arguments.sizes:
         for task, method, precision in arguments.runs:
             for checkpointing in arguments.recompute:
-                case = ["--size", size, "--task", task, "--method", method, "--precision", precision]
-                case += ["--checkpointing"] if checkpointing else []
-                given = argparse.Namespace(
-                    size=size,
-                    task=task,
-                    method=method,
-                    precision=precision,
-                    checkpointing=checkpointing,
-                    stages=arguments.stages,
-                )
-                plan = predicted(given)
+                options = ["--size", size, "--task", task, "--method", method, "--precision", precision]
+                options += ["--checkpointing"] if checkpointing else []
+                case = dict(zip(CASE, (size, task, method, precision, checkpointing), strict=True))
+                plan = predicted(argparse.Namespace(**case, stages=arguments.stages))
                 for stage in arguments.stages:
-                    real, expected = in_processes(case, stage), plan["stages"][stage]
-                    ratio = expected["predicted"]["peak"] / real["measured"]
-                    rows.append(
-                        {
-                            **{key: value for key, value in vars(given).items() if key != "stages"},
-                            "stage": stage,
-                            "parameters": plan["parameters"],
-                            "trained": plan["trained"],
-                            **expected,
-                            **real,
-                            "ratio": ratio,
-                            "sent_ratio": expected["predicted_sent"]["total"] / max(1.0, real["sent"]),
-                        }
-                    )
-                    print(
-                        f"{size} {task} {method} {precision} "
-                        f"{'recomputed' if checkpointing else 'kept'} stage {stage}: "
-                        f"{expected['predicted']['peak'] / 2**20:.0f} predicted, {real['measured'] / 2**20:.0f} MiB "
-                        f"measured, {ratio:.3f}; sent {rows[-1]['sent_ratio']:.3f}",
-                        flush=True,
-                    )
+                    rows.append(row_of(case, stage, plan, in_processes(options, stage)))
                     done(rows)
     return rows
+
+
+def predicted_again(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with what the planner says now."""
+    plans: dict[tuple, dict[str, Any]] = {}
+    again = []
+    for row in rows:
+        case = {key: row[key] for key in CASE}
+        kind = tuple(case.values())
+        if kind not in plans:
+            plans[kind] = predicted(argparse.Namespace(**case, stages=[0, 1, 2, 3]))
+        real = {key: row[key] for key in ("measured", "sent")}
+        again.append(row_of(case, row["stage"], plans[kind], real))
+    return again
+
+
+def with_others(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """These rows after those of other cases in the results."""
+    done = {(*(row[key] for key in CASE), row["stage"]) for row in rows}
+    return [
+        row for row in measured_before() if (*(row[key] for key in CASE), row["stage"]) not in done
+    ] + rows
+
+
+def measured_before() -> list[dict[str, Any]]:
+    """The rows of the results."""
+    file = HERE / "results" / "memory.json"
+    return json.loads(file.read_text(encoding="utf-8"))["rows"] if file.is_file() else []
 
 
 def report(record: dict[str, Any]) -> str:
@@ -264,6 +295,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="one size, one run; nothing is written")
+    parser.add_argument("--predict-again", action="store_true", help="measure nothing")
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=["small", "medium"])
     parser.add_argument("--stages", nargs="+", type=int, default=[0, 1, 2, 3])
     parser.set_defaults(recompute=[False, True])
@@ -288,10 +320,13 @@ def main() -> None:
     record: dict[str, Any] = {"machine": machine_facts(1)}
 
     def write(rows: list[dict[str, Any]]) -> None:
-        record["rows"] = rows
+        record["rows"] = with_others(rows)
         write_results("memory", record, report(record), arguments.quick)
 
-    compare(arguments, write)
+    if arguments.predict_again:
+        write(predicted_again(measured_before()))
+    else:
+        compare(arguments, write)
 
 
 if __name__ == "__main__":
