@@ -18,14 +18,18 @@ MARGINS = {
     "video_retrieval": (20, 40),
     "caption": (8, 20),
     "nlvr": (15, 15),
+    "mplug_vqa": (5, 15),
+    "mplug_caption": (8, 20),
 }
+# measured, but without a margin: the built-in mPLUG finds things, not yet the one that is meant
+WITHOUT = {"grounding"}
 ONE_FRAME = 4  # points that answers about clips lose when one frame stands for four
 SECONDS = 120  # of processor time, which a busy machine does not stretch; two cores have twice that
 
 
-def test_every_task_of_the_first_family_has_its_margin() -> None:
-    """Other families have tests of their own."""
-    assert MARGINS.keys() == {name for name, task in TASKS.items() if task.family == "blip"}
+def test_every_task_but_those_of_eve_has_its_margin() -> None:
+    """EVE's have tests of their own."""
+    assert MARGINS.keys() | WITHOUT == {name for name, task in TASKS.items() if task.family != "eve"}
 
 
 @pytest.fixture(scope="module")
