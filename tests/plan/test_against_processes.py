@@ -1,6 +1,6 @@
 """The planner against processes: the real engine on two ranks takes and sends what was predicted, within 15 %.
 
-Not here: stage 3 with recomputation, where the planner is too low (scripts/bench/results/memory.md).
+Not here: stage 3 with recomputation, which has not been measured since the planner follows its fetches.
 """
 
 from __future__ import annotations
