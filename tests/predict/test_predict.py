@@ -77,7 +77,7 @@ def test_captions_are_those_of_evaluation(recipes, runs) -> None:
 def test_judged_statements_are_those_of_evaluation(recipes, runs, shards) -> None:
     details = evaluated(recipes("nlvr"), runs("nlvr")).details
     images = shards("pairs").parent / "raw" / "images" / "test"
-    pairs = [[images / f"{each.pair:02d}-{side}.png" for side in (0, 1)] for each, _ in details]
+    pairs = [[images / f"{each.medium:02d}-{side}.png" for side in (0, 1)] for each, _ in details]
     found = aurora_ds.load(runs("nlvr")).predict(images=pairs, text=[each.sentence for each, _ in details])
     for each, (_, judged) in zip(found, details, strict=True):
         assert each["label"] == str(judged.says)
