@@ -80,8 +80,8 @@ def test_judged_statements_are_those_of_evaluation(recipes, runs, shards) -> Non
     pairs = [[images / f"{each.medium:02d}-{side}.png" for side in (0, 1)] for each, _ in details]
     found = aurora_ds.load(runs("nlvr")).predict(images=pairs, text=[each.sentence for each, _ in details])
     for each, (_, judged) in zip(found, details, strict=True):
-        assert each["label"] == str(judged.says)
-        assert each["probabilities"]["True"] == pytest.approx(judged.probability, rel=1e-4)
+        assert each["label"] == ("False", "True")[judged.says]
+        assert each["probabilities"]["True"] == pytest.approx(judged.probabilities[1], rel=1e-4)
     assert len(found) >= 6
 
 
