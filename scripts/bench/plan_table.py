@@ -14,13 +14,15 @@ from measurement import REPOSITORY, markdown_table
 
 README = REPOSITORY / "ds_configs" / "README.md"
 BEGIN, END = "<!-- plan table: scripts/bench/plan_table.py -->", "<!-- end of plan table -->"
-MEMORIES = (16, 24, 40, 80)
+MEMORIES = (8, 16, 24, 40, 80)
 RUNS = (
     ("retrieval_coco", "ViT-B, 384 px", "aurora"),
     ("retrieval_coco_large", "ViT-L, 384 px", "aurora"),
     ("retrieval_msrvtt_9k", "ViT-B, clips", "aurora"),
     ("vqa", "ViT-B, 480 px", "aurora"),
     ("vqa", "ViT-B, 480 px", "full"),
+    ("grounding_refcoco", "mPLUG large, 336 px", "full"),
+    ("eve_vqa_large", "EVE large, 480 px", "full"),
 )
 
 
