@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from aurora_ds import arguments
+from aurora_ds import arguments, training_state
 from aurora_ds.assemble import Assembled, adapter_files, build_task, copy_vocabulary, save_full, start_from
 from aurora_ds.config import RunConfig
 from aurora_ds.data.loader import annotated_loader, train_plan
@@ -27,7 +27,7 @@ from aurora_ds.prompts.adapter import save_adapter
 from aurora_ds.prompts.kernel_path import warm_up
 from aurora_ds.recipe import load_config, to_yaml
 from aurora_ds.report import attach_report, hyperparameters
-from aurora_ds.runtime import changes, checkpoint, failure, inspection, process_group
+from aurora_ds.runtime import checkpoint, failure, inspection, process_group
 from aurora_ds.runtime.ahead import Ahead
 from aurora_ds.runtime.engine import Engine, StepReport, build
 from aurora_ds.runtime.expert_figures import ExpertFigures
@@ -308,24 +308,8 @@ class Training:
     def _restore(self, found: Path, accept_changes: bool) -> str:
         """Put the checkpoint in place. Returns what changed since it was written, in words."""
         loaded = checkpoint.load(found, self.engine)
-        theirs = loaded.state.get("backbone", {})
-        if theirs.get("sha256") != self.assembled.backbone["sha256"]:
-            raise AuroraError(
-                f"The checkpoint {found} was trained on backbone {theirs.get('name')} with another "
-                "sha256 than the one loaded now "
-                f"({self.assembled.backbone['name']}). Give the backbone.checkpoint it was trained on."
-            )
-        if loaded.state["cursor"].get("plan") != self.plan_fingerprint:
-            raise AuroraError(
-                f"The checkpoint {found} was trained on another order of samples: other shards, mixture or weights, or "
-                "another seed, data.lanes, data.window or data.expand. Its place in the epoch means nothing here; give "
-                "the settings that it was trained with."
-            )
-        changed = changes.check(
-            found,
-            (loaded.state.get("config"), loaded.versions),
-            (self.config.model_dump(mode="json"), checkpoint.versions()),
-            accept_changes,
+        changed = training_state.check(
+            found, loaded, self.assembled.backbone, self.plan_fingerprint, self.config, accept_changes
         )
         self.task.load_buffers(loaded.task_buffers)
         self.best, self.saved_step = loaded.state.get("best", {}), loaded.step
@@ -333,20 +317,14 @@ class Training:
 
     def _checkpoint(self) -> None:
         self.heartbeat.at(SAVING, self.engine.step)
-        state = {
-            "epoch": self.engine.step // self.steps_per_epoch,
-            "cursor": {
-                "step_in_epoch": self.engine.step % self.steps_per_epoch,
-                "steps_per_epoch": self.steps_per_epoch,
-                "plan": self.plan_fingerprint,
-            },
-            "samples": self.engine.step * self.config.train.global_batch_size,
-            "random": "every random number is keyed by (seed, step) or (seed, epoch, pair)",
-            "seed": self.config.seed,
-            "config": self.config.model_dump(mode="json"),
-            "backbone": self.assembled.backbone,
-            "best": self.best,
-        }
+        state = training_state.of(
+            self.engine.step,
+            self.steps_per_epoch,
+            self.plan_fingerprint,
+            self.config,
+            self.assembled.backbone,
+            self.best,
+        )
         checkpoint.save(
             self.output,
             self.engine.step,

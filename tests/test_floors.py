@@ -28,7 +28,7 @@ FLOORS = [
     ["prompts", "backbones", "data"],
     ["tasks", "runtime"],
     [
-        *("wiring", "assemble", "report", "train", "evaluate", "verify", "export", "predict", "trained"),
+        *("wiring", "assemble", "report", "training_state", "train", "evaluate", "verify", "export", "predict", "trained"),
         *("multinode", "doctor", "plan"),
     ],
     ["quickstart", "cli", "cli_shards", "__main__", "__init__"],
