@@ -28,8 +28,8 @@ FLOORS = [
     ["prompts", "backbones", "data"],
     ["tasks", "runtime"],
     [
-        *("wiring", "assemble", "report", "training_state", "train", "evaluate", "verify", "export", "predict", "trained"),
-        *("multinode", "doctor", "plan"),
+        *("wiring", "assemble", "report", "training_state", "train", "evaluate"),
+        *("verify", "export", "predict", "trained", "multinode", "doctor", "plan"),
     ],
     ["quickstart", "cli", "cli_shards", "__main__", "__init__"],
 ]
