@@ -74,7 +74,7 @@ def make_shards(folder: Path) -> Path:
 class Words:
     """A tokenizer without a vocabulary: a word is its length, and its sum of letters."""
 
-    def encode(self, texts: list[str], max_tokens: int) -> tuple[Any, Any]:
+    def encode(self, texts: list[str], max_tokens: int, single: bool = False) -> tuple[Any, Any]:
         import torch
 
         rows = [[n for word in text.split() for n in (len(word), sum(map(ord, word)))] for text in texts]

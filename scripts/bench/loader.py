@@ -80,7 +80,7 @@ def make_shards(folder: Path, photos: int) -> None:
 class Words:
     """A tokenizer that costs nothing: the pipelines beside it have none."""
 
-    def encode(self, texts: list[str], max_tokens: int) -> tuple[Any, Any]:
+    def encode(self, texts: list[str], max_tokens: int, single: bool = False) -> tuple[Any, Any]:
         import torch
 
         ids = torch.ones(len(texts), 4, dtype=torch.long)

@@ -113,7 +113,7 @@ def make_shards(folder: Path, clips: int) -> None:
 class Words:
     """A tokenizer that costs nothing: what is beside the loader has none."""
 
-    def encode(self, texts: list[str], max_tokens: int) -> tuple[Any, Any]:
+    def encode(self, texts: list[str], max_tokens: int, single: bool = False) -> tuple[Any, Any]:
         import torch
 
         ids = torch.ones(len(texts), 4, dtype=torch.long)

@@ -135,9 +135,10 @@ def test_a_group_with_a_missing_image_is_one_reject(convert_entries: Converted, 
 def test_blank_words_are_rejected_and_the_medium_keeps_the_rest(
     convert_entries: Converted, tmp_path: Path, kind: str, field: str
 ) -> None:
+    box = {"box": [1, 2, 3, 4]} if kind == "phrases" else {}
     convert_entries(
-        [Entry("train", "0.jpg", kind, {field: words}) for words in ("fine", " . ", "good")]
-        + [Entry("train", "1.jpg", kind, {field: "!"})],
+        [Entry("train", "0.jpg", kind, {field: words, **box}) for words in ("fine", " . ", "good")]
+        + [Entry("train", "1.jpg", kind, {field: "!", **box})],
         max_rejects=2,
     )
     assert [each[field] for each in records(tmp_path / "out", "train")[0][kind]] == ["fine", "good"]
@@ -146,6 +147,16 @@ def test_blank_words_are_rejected_and_the_medium_keeps_the_rest(
         f"{kind[:-1]} 1 is blank; the medium keeps its other annotations",
         f"all {kind} are blank",
     ]
+
+
+def test_a_phrase_without_a_box_is_rejected(convert_entries: Converted, tmp_path: Path) -> None:
+    entries = [
+        Entry("train", "0.jpg", "phrases", {"phrase": "the dog"}),
+        Entry("train", "1.jpg", "phrases", {"phrase": "the cat", "box": [1, 2, 3, 4]}),
+    ]
+    convert_entries(entries, max_rejects=1)
+    reject = json.loads((tmp_path / "out/rejects.jsonl").read_text())
+    assert (reject["media_id"], reject["reason"]) == ("0.jpg", "the phrase 'the dog' has no box")
 
 
 def test_rejects_of_the_family_are_counted_and_listed_first(

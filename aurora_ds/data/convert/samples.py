@@ -108,6 +108,8 @@ def _image(path: Path, key: str, name: str, settings: MediaSettings) -> tuple[di
 
 def _check_boxes(phrases: list[dict[str, Any]], width: int, height: int) -> None:
     for each in phrases:
+        if "box" not in each:
+            raise BadSample(f"the phrase {each['phrase']!r} has no box", reason="record")
         if not lies_within(each["box"], width, height):
             raise BadSample(
                 f"the box {each['box']} (left, top, width, height) of {each['phrase']!r} does not lie in the image of "
