@@ -212,6 +212,7 @@ def print_plan(plan: Plan) -> None:
     title = (
         f"{config.task}, {config.train.method}, {config.train.precision}: {trace.trained:,} of {trace.total:,} numbers "
         f"trained; {plan.ranks} ranks, {plan.micro_batch} samples each"
+        + (f", experts over {config.train.expert_parallel}" if config.train.expert_parallel > 1 else "")
     )
     table = Table(title=title, title_justify="left", title_style="")
     for heading in ("setting", "recompute", "weights", "optimizer", "beside", "activations", "gathered"):
