@@ -219,7 +219,7 @@ class AttentionPool(nn.Module):
         scores = self.fc(states)[..., 0]
         if mask is not None:
             scores = scores + PADDING_SCORE * ~mask
-        weights = self.dropout(scores.softmax(dim=1))
+        weights = self.dropout(scores.softmax(dim=1).to(states.dtype))
         return (weights[:, None] @ states)[:, 0]
 
 

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aurora_ds.backbones.expert_parallel import computed_by_ranks
+from aurora_ds.backbones.expert_parallel import computed_by_ranks, even_shares
 from aurora_ds.config.eve import ExpertConfig
 from aurora_ds.errors import AuroraError
 
@@ -59,11 +59,6 @@ def quick_gelu(x: Tensor) -> Tensor:
 def gumbel_noise(logits: Tensor) -> Tensor:
     """Standard Gumbel noise like `logits`, from torch's generator of its device."""
     return -torch.empty_like(logits).exponential_().log()
-
-
-def even_shares(rows: int, experts: int) -> list[int]:
-    """What experts get of `rows` where nobody knows (tensors without values): all the same, the rest to the last."""
-    return [rows // experts] * (experts - 1) + [rows - rows // experts * (experts - 1)]
 
 
 class FeedForward(nn.Module):

@@ -120,6 +120,13 @@ def _obstacle(config: RunConfig, variant: Variant) -> str:
         return "fp16 needs a stage of 1 or more"
     if variant.stage == 3 and config.task == "retrieval" and config.retrieval.momentum_model == "twin":
         return "a momentum twin needs whole weights"
+    if config.train.expert_parallel > 1:
+        if variant.stage == 3:
+            return "experts on other ranks need stages 0 to 2"
+        if variant.stage == 0 and config.train.precision != "fp32":
+            return f"experts on other ranks in {config.train.precision} need stage 1 or 2"
+        if variant.optimizer != "gpu":
+            return "experts on other ranks and offload do not go together"
     return ""
 
 
@@ -150,7 +157,13 @@ def reason(plan: Plan) -> str:
     sent = chosen.traffic
     words.append(
         f"a rank sends {sent.total / 1e6:.1f} MB a step, {sent.gradients / 1e6:.1f} MB of it gradients"
+        + (f", {sent.tokens / 1e6:.1f} MB tokens to their experts" if sent.tokens else "")
     )
+    absent = plan.traces[False].experts.absent
+    if absent:
+        words.append(
+            f"{absent:,} numbers of experts are on other ranks, and here too while the run evaluates"
+        )
     if _is_self_critical(plan.config):
         words.append(
             f"planned as {plan.config.caption.self_critical.samples} captions of the greatest length for each image, "
@@ -169,6 +182,7 @@ def record(plan: Plan) -> dict[str, Any]:
         "precision": plan.config.train.precision,
         "ranks": plan.ranks,
         "micro_batch": plan.micro_batch,
+        "expert_parallel": plan.config.train.expert_parallel,
         "gpu_memory": plan.gpu_bytes,
         "parameters": trace.total,
         "trained": trace.trained,
@@ -198,6 +212,7 @@ def print_plan(plan: Plan) -> None:
     title = (
         f"{config.task}, {config.train.method}, {config.train.precision}: {trace.trained:,} of {trace.total:,} numbers "
         f"trained; {plan.ranks} ranks, {plan.micro_batch} samples each"
+        + (f", experts over {config.train.expert_parallel}" if config.train.expert_parallel > 1 else "")
     )
     table = Table(title=title, title_justify="left", title_style="")
     for heading in ("setting", "recompute", "weights", "optimizer", "beside", "activations", "gathered"):

@@ -14,7 +14,7 @@ import sys
 import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -24,6 +24,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
+
+from aurora_ds.kernels import philox
+from aurora_ds.runtime.expert_ranks import to_spread
 
 
 class Shapes(TorchDispatchMode):
@@ -107,11 +110,18 @@ def _without_autocast(device_type: str, *_: Any, **__: Any) -> Any:
     return nullcontext()
 
 
+class ExpertGroup(NamedTuple):
+    """In the place of a process group of ranks that together hold every expert once."""
+
+    ranks: int
+
+
 class _SilentRanks:
-    """`torch.distributed` for the tasks' collectives: as many ranks as are planned for, and nothing is sent."""
+    """`torch.distributed` for the tasks' collectives: as many ranks as are planned for, and nothing is sent. sent: by
+    all ranks together; tokens: within groups of experts."""
 
     def __init__(self, ranks: int) -> None:
-        self.ranks, self.sent = ranks, 0.0
+        self.ranks, self.sent, self.tokens = ranks, 0.0, 0.0
 
     def is_available(self) -> bool:
         return True
@@ -122,8 +132,8 @@ class _SilentRanks:
     def get_rank(self) -> int:
         return 0
 
-    def get_world_size(self) -> int:
-        return self.ranks
+    def get_world_size(self, group: ExpertGroup | None = None) -> int:
+        return self.ranks if group is None else group.ranks
 
     def all_gather_into_tensor(self, out: Tensor, x: Tensor) -> None:
         self.sent += x.nbytes * (self.ranks - 1)
@@ -137,15 +147,28 @@ class _SilentRanks:
     def all_reduce(self, x: Tensor) -> None:
         self.sent += 2 * x.nbytes * (self.ranks - 1) / self.ranks
 
-    def all_to_all_single(self, out: Tensor, x: Tensor, receive: list[int], send: list[int]) -> None:
-        self.sent += x.nbytes * (self.ranks - 1) / self.ranks
+    def all_to_all_single(
+        self,
+        out: Tensor,
+        x: Tensor,
+        receive: list[int] | None = None,
+        send: list[int] | None = None,
+        group: ExpertGroup | None = None,
+    ) -> None:
+        ranks = self.get_world_size(group)
+        leaving = x.nbytes * (ranks - 1) / ranks
+        if group is None:
+            self.sent += leaving
+        else:
+            self.tokens += leaving
 
 
 @contextmanager
 def _silent(ranks: int) -> Iterator[_SilentRanks]:
-    """In the place of `torch.distributed` in all modules of the tasks."""
+    """In the place of `torch.distributed` in all modules of the tasks, and of experts."""
     silent = _SilentRanks(ranks)
-    modules = [module for name, module in sys.modules.items() if name.startswith("aurora_ds.tasks.")]
+    places = ("aurora_ds.tasks.", "aurora_ds.backbones.expert_parallel")
+    modules = [module for name, module in sys.modules.items() if name.startswith(places)]
     with ExitStack() as stack:
         for module in modules:
             if getattr(module, "dist", None) is torch.distributed:
@@ -167,12 +190,23 @@ class Event(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Spread:
+    """Experts of which each rank holds a share. ranks: that hold every one once together. trained: elements of this
+    rank's that are trained; absent: of those on the other ranks. sent: bytes of tokens that leave in a step."""
+
+    ranks: int = 1
+    trained: int = 0
+    absent: int = 0
+    sent: float = 0.0
+
+
+@dataclass(frozen=True)
 class Trace:
     """One training step of one rank. Bytes.
 
-    parameters: (elements, trained) of each. beside: what stays over the steps beside parameters (queue, momentum
-    copies, buffers). activations: the most that a step adds to what stays, gradients that autograd made included.
-    forward: what is kept at the end of the forward. sent: by the task's own exchange between ranks.
+    parameters: (elements, trained) of each that this rank has. beside: what stays over the steps beside parameters
+    (queue, momentum copies, buffers). activations: the most that a step adds to what stays, gradients that autograd
+    made included. forward: what is kept at the end of the forward. sent: by the task's own exchange between ranks.
     modules: numbers of the parameters that each has itself. events: what ZeRO-3 sees of the step, in order.
     """
 
@@ -183,6 +217,7 @@ class Trace:
     sent: float
     modules: tuple[tuple[int, ...], ...]
     events: tuple[Event, ...]
+    experts: Spread = Spread()
 
     @property
     def total(self) -> int:
@@ -193,6 +228,11 @@ class Trace:
     def trained(self) -> int:
         """Elements of the trained ones."""
         return sum(size for size, trained in self.parameters if trained)
+
+    def share(self, ranks: int) -> float:
+        """Elements of the trained ones that stay with one of `ranks` when those that hold the same ones divide them."""
+        alike = self.trained - self.experts.trained
+        return alike / ranks + self.experts.trained * self.experts.ranks / ranks
 
 
 class _Passing(torch.autograd.Function):
@@ -271,11 +311,25 @@ def _watched(task: nn.Module, shapes: Shapes) -> Iterator[_Watch]:
             handle.remove()
 
 
+def spread_experts(task: nn.Module, size: int, ranks: int) -> Spread:
+    """Leave the first rank's share of experts in `task`, as a run on `ranks` ranks does. Raises AuroraError as it."""
+    if size == 1:
+        return Spread()
+    lists = to_spread(task, size, ranks).values()
+    before = sum(each.numel() for experts in lists for each in experts.parameters())
+    for experts in lists:
+        experts.hold(range(experts.total // size), ExpertGroup(size))
+    own = [each for experts in lists for each in experts.parameters()]
+    trained = sum(each.numel() for each in own if each.requires_grad)
+    return Spread(size, trained, before - sum(each.numel() for each in own))
+
+
 def trace_step(assembled: Any, make_batch: Any, shapes: Shapes, ranks: int, device: str) -> Trace:
     """Follow one step. `make_batch()` gives a micro-batch on the meta device; `shapes` saw the task being built;
     `device`: cpu or cuda, whose attention it is. On a CPU attention with dropout forms its score matrix, on a GPU none
     does."""
     task, wiring = assembled.task, assembled.wiring
+    experts = spread_experts(task, assembled.config.train.expert_parallel, ranks)
     attention = (
         patch.object(F, "scaled_dot_product_attention", _gpu_attention) if device == "cuda" else nullcontext()
     )
@@ -285,6 +339,7 @@ def trace_step(assembled: Any, make_batch: Any, shapes: Shapes, ranks: int, devi
         _silent(ranks) as silent,
         attention,
         patch.object(torch, "autocast", _without_autocast),
+        patch.object(philox, "ROUNDS", 2),  # the others take and free the same memory again
         _watched(task, shapes) as watch,
     ):
         task.train()
@@ -295,6 +350,7 @@ def trace_step(assembled: Any, make_batch: Any, shapes: Shapes, ranks: int, devi
         del loss
         watch.note("backward_end", 0)
     gc.collect()
+    experts = replace(experts, sent=silent.tokens)
     own = tuple(task.parameters())
     stays = shapes.now
     events = tuple(each._replace(now=each.now - stays, peak=each.peak - stays) for each in watch.events)
@@ -306,6 +362,7 @@ def trace_step(assembled: Any, make_batch: Any, shapes: Shapes, ranks: int, devi
         silent.sent,
         tuple(watch.own),
         events,
+        experts,
     )
 
 

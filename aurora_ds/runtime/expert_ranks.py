@@ -39,22 +39,7 @@ def spread(task: nn.Module, config: TrainConfig, settings: dict[str, Any]) -> Ex
     size = config.expert_parallel
     if size == 1:
         return None
-    lists = {name: each for name, each in task.named_modules() if isinstance(each, ExpertList)}
-    said = f"train.expert_parallel={size}"
-    if not lists:
-        raise AuroraError(f"{said}: this backbone has no experts. Set train.expert_parallel=1.")
-    ranks = process_group.world_size()
-    if ranks % size:
-        raise AuroraError(
-            f"{said}: {ranks} ranks are no multiple of it. Start a multiple of {size} ranks, or set "
-            f"train.expert_parallel to a divisor of {ranks}."
-        )
-    for name, each in lists.items():
-        if each.total % size:
-            raise AuroraError(
-                f"{said}: the {each.total} experts of {name} cannot be shared equally by {size} ranks. Set "
-                f"train.expert_parallel to a divisor of {each.total}."
-            )
+    said, lists = f"train.expert_parallel={size}", to_spread(task, size, process_group.world_size())
     zero = settings["zero_optimization"]
     if zero["stage"] == 3:
         raise AuroraError(
@@ -72,6 +57,27 @@ def spread(task: nn.Module, config: TrainConfig, settings: dict[str, Any]) -> Ex
             "ranks take no optimizer memory here."
         )
     return ExpertRanks(lists, size)
+
+
+def to_spread(task: nn.Module, size: int, ranks: int) -> dict[str, ExpertList]:
+    """The lists of experts of `task` by name, for groups of `size` of `ranks` ranks. Raises AuroraError where there are
+    none, and where ranks or experts cannot be shared equally."""
+    lists = {name: each for name, each in task.named_modules() if isinstance(each, ExpertList)}
+    said = f"train.expert_parallel={size}"
+    if not lists:
+        raise AuroraError(f"{said}: this backbone has no experts. Set train.expert_parallel=1.")
+    if ranks % size:
+        raise AuroraError(
+            f"{said}: {ranks} ranks are no multiple of it. Start a multiple of {size} ranks, or set "
+            f"train.expert_parallel to a divisor of {ranks}."
+        )
+    for name, each in lists.items():
+        if each.total % size:
+            raise AuroraError(
+                f"{said}: the {each.total} experts of {name} cannot be shared equally by {size} ranks. Set "
+                f"train.expert_parallel to a divisor of {each.total}."
+            )
+    return lists
 
 
 class ExpertRanks:

@@ -10,7 +10,8 @@ are counted at the dispatcher, as a ring sends them.
 Cases that were measured before stay in the results; `--predict-again` measures nothing and compares those with what
 the planner says now.
 
-    python scripts/bench/memory.py [--quick] [--sizes small medium] [--stages 0 1 2 3]
+    python scripts/bench/memory.py [--quick] [--sizes small medium] [--stages 0 1 2 3] [--recompute no yes]
+                                   [--runs retrieval-aurora-fp32 eve_spread-full-fp32 ...]
     python scripts/bench/memory.py --predict-again
 """
 
@@ -38,6 +39,12 @@ SIZES = {
     "medium": (384, 6, 224, 8),
     "base": (768, 12, 224, 4),
 }
+# tasks of other backbones than BLIP: the recipe's task, the backbone, ranks that share its experts
+TASKS = {
+    "grounding": ("grounding", "mplug", 1),
+    "eve_retrieval": ("retrieval", "eve", 1),
+    "eve_spread": ("retrieval", "eve", RANKS),
+}
 
 
 def configuration(size: str, method: str, precision: str, checkpointing: bool, task: str = "nlvr") -> Any:
@@ -45,14 +52,23 @@ def configuration(size: str, method: str, precision: str, checkpointing: bool, t
     from aurora_ds.config import RunConfig
 
     width, depth, pixels, rows = SIZES[size]
-    config = RunConfig(task=task, kernels="torch")
+    task, name, sharing = TASKS.get(task, (task, "blip", 1))
+    config = RunConfig.model_validate(
+        {"task": task, "kernels": "torch", "backbone": {"name": name, "head": task}}
+    )
     backbone, train = config.backbone, config.train
-    backbone.head, backbone.activation_checkpointing = task, checkpointing
+    backbone.activation_checkpointing, train.expert_parallel = checkpointing, sharing
     backbone.vision.width = backbone.text.width = width
     backbone.vision.depth = backbone.text.depth = depth
     backbone.vision.heads = backbone.text.heads = width // 64
     backbone.text.intermediate, backbone.vision.image_size = 4 * width, pixels
     config.retrieval.queue_size, config.retrieval.temperature = 4096, 0.07
+    if name == "mplug":
+        mplug = backbone.mplug
+        mplug.text_layers = mplug.fusion_layers = mplug.decoder_layers = depth
+    if name == "eve":
+        backbone.eve.top_layers, backbone.eve.moe.experts = [depth - 1], 4
+        config.retrieval.momentum_model, config.retrieval.queue_size, config.retrieval.alpha = "off", 0, 0.0
     train.method, train.precision, train.clip_norm = method, precision, 1.0
     train.global_batch_size = rows * RANKS
     return config
@@ -298,7 +314,7 @@ def main() -> None:
     parser.add_argument("--predict-again", action="store_true", help="measure nothing")
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=["small", "medium"])
     parser.add_argument("--stages", nargs="+", type=int, default=[0, 1, 2, 3])
-    parser.set_defaults(recompute=[False, True])
+    parser.add_argument("--recompute", nargs="+", choices=["no", "yes"], default=["no", "yes"])
     parser.add_argument(
         "--runs",
         nargs="+",
@@ -315,6 +331,7 @@ def main() -> None:
         measure(arguments)
         return
     arguments.runs = [tuple(each.split("-")) for each in arguments.runs]
+    arguments.recompute = [each == "yes" for each in arguments.recompute]
     if arguments.quick:
         arguments.sizes, arguments.runs = arguments.sizes[:1], arguments.runs[:1]
     record: dict[str, Any] = {"machine": machine_facts(1)}

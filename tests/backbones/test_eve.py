@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from aurora_ds.backbones.checkpoint import load_backbone
 from aurora_ds.backbones.eve import EveTrunk, balance_loss
+from aurora_ds.backbones.eve_heads import AttentionPool
 from aurora_ds.backbones.models import new_model
 from aurora_ds.config import BackboneConfig, TextConfig, VisionConfig
 from aurora_ds.config.eve import EveConfig, ExpertConfig
@@ -161,6 +162,18 @@ def test_wrong_sizes_are_refused() -> None:
         trunk(relative_positions=True)(image_tokens=torch.zeros(1, 10, 16))
     with pytest.raises(AuroraError, match=r"top_layers names 3, and the trunk has layers 0 to 2"):
         trunk(top_layers=[2, 3])
+
+
+def test_pooling_computes_in_the_precision_of_its_input() -> None:
+    torch.manual_seed(0)
+    pool, states = AttentionPool(16).eval(), torch.randn(2, 5, 16)
+    mask = torch.arange(5) < torch.tensor([[5], [3]])
+    expected = pool(states, mask)
+    pooled = pool.bfloat16()(states.bfloat16(), mask)
+    assert pooled.dtype == torch.bfloat16
+    torch.testing.assert_close(pooled.float(), expected, rtol=0.05, atol=0.02)
+    states[1, 3:] = 7.0
+    torch.testing.assert_close(pool.float()(states, mask), expected, rtol=0.02, atol=0.01)
 
 
 # ---- files
