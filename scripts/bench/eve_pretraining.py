@@ -1,18 +1,11 @@
 """What masked pre-training teaches a small EVE in the toy world: from random weights, STEPS steps on pictures with
-captions of the source domain, by the product's own training; then the frozen trunk against the same one untrained.
+captions of the source domain, by the product's own training; then the frozen trunk against the same one untrained,
+judged by `pretraining_judge.py` on pictures of another world.
 
-Pre-training has no contrast and no matching, so what fits is judged by what it does have. A caption's fit to a picture
-is the log-likelihood of its words in that picture: every other word is hidden and guessed, then the others, so that
-each counts once, half of the rest being seen, as in training. Pictures for a caption are ranked by that; captions for a
-picture by that minus the logarithm of the caption's mean likelihood over all pictures of the test, since some captions
-are likely whatever is seen. The probe: questions about other pictures of the domain, and a new linear layer on the
-frozen trunk's state of a hidden word behind the question, where a masked model says what it thinks. The words of a
-question alone already say something, so the untrained trunk's figure is the one to compare with.
-
-    python scripts/bench/eve_pretraining.py [--seeds 3] [--steps 700] [--folder DIR]
+    python scripts/bench/eve_pretraining.py [--seeds 3] [--steps 700] [--at-once 1] [--folder DIR]
 
 Each run is a process of its own with one thread. A seed decides initial values, the order of samples, what is hidden;
-data are the same. Processor seconds are of the pre-training alone.
+data are the same. Runs that DIR has are judged, not made again. Processor seconds are of the pre-training alone.
 """
 
 from __future__ import annotations
@@ -20,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +27,14 @@ from measurement import (
     processor_seconds,
     write_results,
 )
-from torch import Tensor, nn
-from torch.nn import functional as F
+from pretraining_judge import ASKED, FEW, JUDGED, Judge
+from torch import nn
 
 STEPS, BATCH, RATE = 700, 32, 3e-3
 EMBEDDED = 0.5  # deviation of embeddings of positions, kinds and hidden patches
-PICTURES, JUDGED = 2000, 100
-ASKED = {"train": 500, "test": 200}  # pictures with three questions each
-PROBE_STEPS, PROBE_RATE = 200, 5e-3
-SHOWN_KINDS = ("place", "colour", "thing")
+TAUGHT = 3  # seed of the world of training
+PICTURES = 2000
+MADE = "made.json"  # of a finished run: metrics, processor seconds
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -112,142 +105,41 @@ def prepare(folder: Path) -> None:
     from aurora_ds.quickstart import world
 
     if not (folder / "captions" / "manifest.json").is_file():
-        world.write(folder / "raw", "source", 3, {"train": PICTURES, "val": 4, "test": JUDGED})
+        world.write(folder / "raw", "source", TAUGHT, {"train": PICTURES, "val": 4, "test": JUDGED})
         convert("folder", folder / "raw", folder / "captions")
 
 
-@torch.inference_mode()
-def fit(task: nn.Module, images: Tensor, ids: Tensor) -> Tensor:
-    """Log-likelihood (pictures, captions) of the words of captions, int64 (captions, L) with padding, in pictures."""
-    scores = images.new_zeros(len(images), len(ids))
-    for number, row in enumerate(ids):
-        row = row[row != task.text.pad_id]
-        words = torch.arange(1, len(row) - 1)
-        for hidden in (words[0::2], words[1::2]):
-            places = hidden.expand(len(images), -1)
-            every = row.expand(len(images), -1)
-            masked = every.scatter(1, places, task.mask_id)
-            said, _ = task.model.guessed(images, masked, torch.ones_like(masked), places)
-            chosen = said.log_softmax(-1).gather(2, every.gather(1, places)[..., None])
-            scores[:, number] += chosen[..., 0].sum(1)
-    return scores
+def pretrained(folder: Path, seed: int, steps: int) -> tuple[str, dict[str, Any]]:
+    """The recipe of a run, and what is known of it. A run that `folder` has is not made again.
 
+    Raises SystemExit where that one was made in another way."""
+    from aurora_ds import train
+    from aurora_ds.recipe import load_config
 
-def recall(scores: Tensor, at: int) -> float:
-    """Share, in percent, of rows whose own column is among the `at` best."""
-    return 100 * float(
-        (scores.argsort(1, descending=True)[:, :at] == torch.arange(len(scores))[:, None])
-        .any(1)
-        .float()
-        .mean()
-    )
-
-
-def retrieval(task: nn.Module, images: Tensor, ids: Tensor) -> dict[str, float]:
-    """Recall both ways."""
-    scores = fit(task, images, ids)
-    ways = {"image": scores.t(), "text": scores - scores.logsumexp(0, keepdim=True)}
-    return {
-        f"{way} R@{at}": recall(found.contiguous(), at) for way, found in ways.items() for at in (1, 5, 10)
-    }
-
-
-@torch.inference_mode()
-def features(task: nn.Module, images: Tensor, ids: Tensor, mask: Tensor, owner: Tensor) -> Tensor:
-    """(questions, D): the state of a hidden word behind each question, which is read with its picture."""
-    found = []
-    for part in torch.arange(len(ids)).split(100):
-        rows, last = torch.arange(len(part)), mask[part].sum(1) - 1
-        asked = F.pad(ids[part], (0, 1), value=task.text.pad_id)
-        asked[rows, last], asked[rows, last + 1] = task.mask_id, task.text.sep_id
-        tokens = task.model.image_tokens(images[owner[part]])
-        seen = (asked != task.text.pad_id).long()
-        one = task.model.backbone(image_tokens=tokens, input_ids=asked, attention_mask=seen)
-        found.append(one.states[rows, one.vision_tokens + last])
-    return torch.cat(found)
-
-
-def probe(task: nn.Module, asked: dict[str, tuple[Any, ...]], answers: int) -> dict[str, float]:
-    """Percent of test questions that a linear layer on the frozen trunk answers right, of all and of some kinds."""
-    taught, judged = ({"x": features(task, *given[:4]).clone(), "y": given[4]} for given in asked.values())
-    mean, deviation = taught["x"].mean(0), taught["x"].std(0) + 1e-6
-    torch.manual_seed(0)
-    width = taught["x"].shape[1]
-    head = nn.Linear(width, answers)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=PROBE_RATE, weight_decay=0.1)
-    for _ in range(PROBE_STEPS):
-        optimizer.zero_grad()
-        F.cross_entropy(head((taught["x"] - mean) / deviation), taught["y"]).backward()
-        optimizer.step()
-    with torch.no_grad():
-        said = head((judged["x"] - mean) / deviation).argmax(1)
-    right, kinds = (said == judged["y"]).float(), asked["test"][5]
-    found = {"probe": 100 * float(right.mean())}
-    for kind in SHOWN_KINDS:
-        found[f"probe, {kind}"] = 100 * float(right[[each == kind for each in kinds]].mean())
-    return found
-
-
-def questions(tokenizer: Any, config: Any) -> tuple[dict[str, tuple[Any, ...]], int]:
-    """Of both splits (pictures, ids, mask, owner, answer, kind), and how many answers there are."""
-    from aurora_ds.quickstart.questions import answer_list, sample_questions
-
-    listed, found = answer_list(), {}
-    for split, number in ASKED.items():
-        drawn = sample_questions("source", split, number, 3, seed=1)
-        rows = [(owner, question) for owner, (_, asked) in enumerate(drawn) for question in asked]
-        ids, mask = tokenizer.encode([question.words for _, question in rows], config.pretrain.max_tokens)
-        pictures = seen([scene for scene, _ in drawn])
-        owners = torch.tensor([owner for owner, _ in rows])
-        answers = torch.tensor([listed.index(question.truth) for _, question in rows])
-        kinds = [question.kind for _, question in rows]
-        found[split] = (pictures, ids, mask, owners, answers, kinds)
-    return found, len(listed)
-
-
-def seen(scenes: list[Any]) -> Tensor:
-    """Pictures of scenes as a loader gives them, float32 (n, 3, S, S)."""
-    from aurora_ds.data.image import write_test
-    from aurora_ds.quickstart.render import SIDE, render
-    from aurora_ds.quickstart.world import DOMAINS
-
-    planes = np.empty((len(scenes), 3, SIDE, SIDE), np.float32)
-    for scene, out in zip(scenes, planes, strict=True):
-        write_test(render(scene, DOMAINS["source"].look), out)
-    return torch.from_numpy(planes)
-
-
-def judge(task: nn.Module, tokenizer: Any, config: Any) -> dict[str, float]:
-    """Retrieval and probe of a trunk as it is."""
-    from aurora_ds.quickstart.world import sample_split
-
-    task.eval()
-    pictures = sample_split("source", "test", JUDGED, 3, 3)
-    ids, _ = tokenizer.encode([each.captions[0] for each in pictures], config.pretrain.max_tokens)
-    found = retrieval(task, seen([each.scene for each in pictures]), ids)
-    return found | probe(task, *questions(tokenizer, config))
+    path, output = str(recipe(folder, seed, steps)), folder / f"run-{seed}"
+    if not (output / MADE).is_file():
+        start(Path(path), seed)
+        before = processor_seconds()
+        metrics = train.run(load_config(path), output)["metrics"]
+        spent = round(processor_seconds() - before, 1)
+        (output / MADE).write_text(json.dumps({"metrics": metrics, "processor_seconds": spent}))
+    elif load_config(str(output / "config.yaml")) != load_config(path):
+        raise SystemExit(f"{output} was made with other settings: choose another --folder")
+    return path, json.loads((output / MADE).read_text()) | {"steps": steps}
 
 
 def run(folder: Path, seed: int, steps: int) -> dict[str, Any]:
     """One seed, in this process: figures of the untrained and of the pre-trained trunk."""
-    from aurora_ds import train
     from aurora_ds.assemble import build_task
     from aurora_ds.recipe import load_config
 
-    written, output = recipe(folder, seed, steps), folder / f"run-{seed}"
-    start(written, seed)
-    path = str(written)
-    config = load_config(path)
-    bare = build_task(config)
-    untrained = judge(bare.task, bare.tokenizer, config)
-    before = processor_seconds()
-    record = train.run(config, output)
-    spent = processor_seconds() - before
-    trained = build_task(
-        load_config(path, [f"backbone.checkpoint={output / 'adapter' / 'backbone.safetensors'}"])
+    path, made = pretrained(folder, seed, steps)
+    weights = folder / f"run-{seed}" / "adapter" / "backbone.safetensors"
+    bare, trained = (
+        build_task(load_config(path, settings)) for settings in ([], [f"backbone.checkpoint={weights}"])
     )
-    figures = {"untrained": untrained, "pre-trained": judge(trained.task, trained.tokenizer, config)}
-    return figures | {"metrics": record["metrics"], "steps": steps, "processor_seconds": round(spent, 1)}
+    judge = Judge(bare.tokenizer, load_config(path).pretrain.max_tokens)
+    return {"untrained": judge(bare.task), "pre-trained": judge(trained.task)} | made
 
 
 def main() -> None:
@@ -256,6 +148,7 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--at-once", type=int, default=1, help="seeds that run at the same time")
     parser.add_argument(
         "--folder", type=Path, help="for data and runs; default: one that is removed afterwards"
     )
@@ -268,21 +161,33 @@ def main() -> None:
         folder = arguments.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         prepare(folder)
-        runs = []
-        for seed in range(arguments.seeds):
-            options = ["--folder", str(folder), "--steps", str(arguments.steps), "--one", str(seed)]
-            runs.append(fresh_process(Path(__file__).name, options, 1))
-            print(json.dumps(runs[-1]), flush=True)
+        options = ["--folder", str(folder), "--steps", str(arguments.steps), "--one"]
+        with ThreadPoolExecutor(arguments.at_once) as pool:
+            runs = list(
+                pool.map(
+                    lambda seed: fresh_process(Path(__file__).name, [*options, str(seed)], 1),
+                    range(arguments.seeds),
+                )
+            )
         report({"facts": machine_facts(1), "runs": runs}, quick=arguments.steps < STEPS)
 
 
 def report(record: dict[str, Any], quick: bool) -> None:
     """Tables of all seeds."""
     runs = record["runs"]
-    rows = [
-        [way, *(_spread([run[way][name] for run in runs]) for name in runs[0][way])]
-        for way in ("untrained", "pre-trained")
-    ]
+
+    def table(of: str, names: list[str]) -> str:
+        rows = [
+            [way, *(_spread([run[way][of][name] for run in runs]) for name in names)]
+            for way in ("untrained", "pre-trained")
+        ]
+        return markdown_table(["trunk", *names], rows)
+
+    kinds = {"zero-shot": ("all", "place", "colour", "thing", "number", "row")}
+    kinds |= {f"{FEW} pictures": ("all", "place", "colour")}
+    kinds |= {f"{ASKED['train']} pictures": ("all", "place", "colour")}
+    asked = [f"{how}, {kind}" for how, some in kinds.items() for kind in some]
+    ranks = list(runs[0]["untrained"]["retrieval"])
     judged = {
         "words right %": "text_accuracy",
         "perplexity": "perplexity",
@@ -290,12 +195,15 @@ def report(record: dict[str, Any], quick: bool) -> None:
     }
     hidden = [_spread([run["metrics"][name] for run in runs]) for name in judged.values()]
     text = (
-        f"# Masked pre-training in the toy world\n\nFrom random weights, {runs[0]['steps']} steps of {BATCH} pairs, "
-        f"{_spread([run['processor_seconds'] for run in runs])} processor seconds. {len(runs)} seeds: mean (least to "
-        f"most), percent. Retrieval among {JUDGED} pictures with a caption each, zero-shot; `image`: pictures for a "
-        "caption, `text`: captions for a picture; `probe`: questions, all and of a kind, answered by a linear layer "
-        "on the frozen trunk.\n\n"
-        f"{markdown_table(['trunk', *runs[0]['untrained']], rows)}\n\nWhat is hidden of the test split:\n\n"
+        f"# Masked pre-training in the toy world\n\nFrom random weights, {runs[0]['steps']} steps of {BATCH} pairs of "
+        f"{PICTURES:,} pictures, {_spread([run['processor_seconds'] for run in runs])} processor seconds. {len(runs)} "
+        "seeds: mean (least to most), percent. Judged on pictures of another world than those of training and of the "
+        f"choice of settings.\n\nRetrieval among {JUDGED} pictures with a caption each, zero-shot; `image`: pictures "
+        f"for a caption, `text`: captions for a picture.\n\n{table('retrieval', ranks)}"
+        "\n\nQuestions, put as captions with a hidden word where the answer belongs. zero-shot: the likeliest word of "
+        "those that answer such a question, nothing else taught (yes and no left out); so many pictures: a linear "
+        "layer on the frozen trunk's state of the hidden word, taught with questions about so many pictures.\n\n"
+        f"{table('questions', asked)}\n\nWhat is hidden of the test split:\n\n"
         f"{markdown_table(list(judged), [hidden])}\n\n{facts_line(record['facts'])}\n"
     )
     write_results("eve_pretraining", record, text, quick)

@@ -6,9 +6,11 @@ zero-shot: the backbone as it is. language alone: the same training and evaluati
 on the target domain, which the backbones never saw.
 
     python scripts/bench/world_tasks.py [--quick] [--seeds 2] [--tasks vqa …] [--ways aurora …] [--folder DIR]
+        [--add FILE]
 
 Each run is a process of its own with one thread. A seed decides initial values and the order of samples; data are the
-same. What results/world_tasks.json has of tasks and ways that are not asked for stays. Columns: the task's headline
+same. What results/world_tasks.json has of tasks and ways that are not asked for stays; `--tasks` with none writes the
+table again. FILE: such a record of another checkout, whose runs are taken first. Columns: the task's headline
 metric for each way, seeds, numbers that Aurora trains, optimizer steps, processor seconds of Aurora's whole process
 (training and evaluation), which a busy machine does not stretch.
 """
@@ -92,15 +94,18 @@ def row(task: str, runs: dict[str, list[dict[str, Any]]]) -> list[str]:
 
 
 def report(record: dict[str, Any], quick: bool) -> None:
-    """The table of all that was run."""
+    """The table of all that was run, and the record's notes."""
+    from aurora_ds.quickstart.tasks import TASKS
+
     table = markdown_table(
         ["task", "backbone", "metric", *WAYS, "seeds", "trained", "steps", "processor s"],
-        [row(task, runs) for task, runs in record["runs"].items() if "aurora" in runs],
+        [row(task, record["runs"][task]) for task in TASKS if "aurora" in record["runs"].get(task, {})],
     )
     text = (
         "# Tasks of the toy world\n\nTarget domain, test split; several seeds: mean ± standard deviation. Full "
         f"fine-tuning with a learning rate of {FULL_RATE:g}.\n\n{table}\n\n{facts_line(record['facts'])} "
         "Rows that were not run then keep the figures of an earlier commit.\n"
+        + "".join(f"\n{note}\n" for note in record.get("notes", []))
     )
     write_results("world_tasks", record, text, quick)
 
@@ -113,9 +118,10 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
+    parser.add_argument("--tasks", nargs="*", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--add", type=Path)
     parser.add_argument("--one", nargs=3, metavar=("TASK", "WAY", "SEED"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -127,7 +133,12 @@ def main() -> None:
         folder = arguments.folder or Path(scratch)
         record: dict[str, Any] = {"facts": machine_facts(1), "runs": {}}
         if not arguments.quick:
-            record["runs"] = json.loads((RESULTS / "world_tasks.json").read_text(encoding="utf-8"))["runs"]
+            record = json.loads((RESULTS / "world_tasks.json").read_text(encoding="utf-8"))
+            if arguments.add:
+                for task, ways in json.loads(arguments.add.read_text(encoding="utf-8"))["runs"].items():
+                    record["runs"].setdefault(task, {}).update(ways)
+            if arguments.tasks:
+                record["facts"] = machine_facts(1)
         for task in arguments.tasks:
             prepare(task, folder, arguments.quick)
             options = ["--folder", str(folder), *(["--quick"] if arguments.quick else [])]
@@ -138,8 +149,8 @@ def main() -> None:
                 ]
             if not arguments.quick:
                 report(record, quick=False)
-    if arguments.quick:
-        report(record, quick=True)
+    if arguments.quick or not arguments.tasks:
+        report(record, arguments.quick)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from aurora_ds.quickstart.tasks import TASKS, make_shards
 
 # Least accuracy above the frozen backbone, and above the same training and evaluation with grey pictures. Statements
 # about two pictures come in pairs of which one is true, so words alone give 50: that baseline is not run again.
-# Measured: scripts/bench/results/eve_world.md.
+# Measured: scripts/bench/results/world_tasks.md.
 MARGINS = {"eve_vqa": (10, 12), "eve_nlvr": (8, None)}
 CHANCE = 50
 SECONDS = 240  # of processor time
