@@ -44,7 +44,7 @@ def test_questions_are_put_as_captions() -> None:
     from aurora_ds.quickstart.questions import _FORMS
 
     assert set(CLOZE) == set(_FORMS)
-    assert as_caption("colour", "what colour is the ball") == "a photo of a ? ball"
+    assert as_caption("colour", "what colour is the ball") == "a photo of a ? ball and a [MASK] [MASK]"
     assert as_caption("exists", "is there an orange cup") == "a photo of an orange cup ?"
     with pytest.raises(ValueError, match="of which colour"):
         as_caption("colour", "the ball is of which colour")
