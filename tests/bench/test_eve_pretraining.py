@@ -88,6 +88,7 @@ def test_the_likeliest_word_that_answers_counts() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_short_pre_training_lifts_the_trunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A small part of the benchmark's steps: settings are told apart by then, colours begin to be."""
     import eve_pretraining
