@@ -34,7 +34,7 @@ STEPS, BATCH, RATE = 700, 32, 3e-3
 EMBEDDED = 0.5  # deviation of embeddings of positions, kinds and hidden patches
 TAUGHT = 3  # seed of the world of training
 PICTURES = 2000
-MADE = "made.json"  # of a finished run: metrics, processor seconds
+MADE = "made.json"  # of a finished run: its recipe, metrics and processor seconds
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -114,18 +114,21 @@ def pretrained(folder: Path, seed: int, steps: int) -> tuple[str, dict[str, Any]
 
     Raises SystemExit where that one was made in another way."""
     from aurora_ds import train
-    from aurora_ds.recipe import load_config
+    from aurora_ds.recipe import fingerprint, load_config
 
     path, output = str(recipe(folder, seed, steps)), folder / f"run-{seed}"
+    config = load_config(path)
     if not (output / MADE).is_file():
         start(Path(path), seed)
         before = processor_seconds()
-        metrics = train.run(load_config(path), output)["metrics"]
+        metrics = train.run(config, output)["metrics"]
         spent = round(processor_seconds() - before, 1)
-        (output / MADE).write_text(json.dumps({"metrics": metrics, "processor_seconds": spent}))
-    elif load_config(str(output / "config.yaml")) != load_config(path):
+        known = {"recipe": fingerprint(config), "metrics": metrics, "processor_seconds": spent}
+        (output / MADE).write_text(json.dumps(known))
+    known = json.loads((output / MADE).read_text())
+    if known.pop("recipe") != fingerprint(config):
         raise SystemExit(f"{output} was made with other settings: choose another --folder")
-    return path, json.loads((output / MADE).read_text()) | {"steps": steps}
+    return path, known | {"steps": steps}
 
 
 def run(folder: Path, seed: int, steps: int) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def test_questions_are_put_as_captions() -> None:
     from aurora_ds.quickstart.questions import _FORMS
 
     assert set(CLOZE) == set(_FORMS)
-    assert as_caption("colour", "what colour is the ball") == "a photo of a ? ball"
+    assert as_caption("colour", "what colour is the ball") == "a photo of a ? ball and a [MASK] [MASK]"
     assert as_caption("exists", "is there an orange cup") == "a photo of an orange cup ?"
     with pytest.raises(ValueError, match="of which colour"):
         as_caption("colour", "the ball is of which colour")
@@ -88,6 +88,7 @@ def test_the_likeliest_word_that_answers_counts() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_short_pre_training_lifts_the_trunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A small part of the benchmark's steps: settings are told apart by then, colours begin to be."""
     import eve_pretraining
