@@ -1,13 +1,16 @@
 """Makes the built-in mPLUG: a tiny one that reads, answers, describes, matches and points, on the toy world's source
 domain.
 
-    python scripts/world/train_mplug.py --output FOLDER [--pictures 3000] [--steps 500] [--seed 7]
+    python scripts/world/train_mplug.py --output FOLDER [--pictures 3000] [--steps 500] [--pointing 160] [--seed 7]
 
 As mPLUG starts from CLIP and BERT (§3.1), it starts from what there is: the image encoder from that of the built-in
 BLIP, whose tokens it first learns to give (the architectures differ by a LayerNorm and the activation), text encoder,
 fusion encoder and decoder from layers of `builtin:world-language`. Then all but the image encoder, whose tokens are
 computed once, is trained on all tasks at once: contrastive and matching (§3.2), next words of captions, answers of
 questions, and boxes of phrases, whose tokens' targets are spread over the neighbouring ones.
+Such tokens hardly tell where they are, so a text that finds its thing does not learn its box. A second stage therefore
+teaches the image encoder what each patch shows and where (seeing.py), and all else the same tasks anew, with one more:
+what is read of each patch tells whether it belongs to the thing that is meant.
 Writes backbone.safetensors (published key names, half precision; each head reads its parts), backbone.json, vocab.txt
 and training.json.
 """
@@ -17,19 +20,17 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import multiprocessing
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
+from seeing import Material, learn_places, material, material_of_one
 from torch import Tensor, nn
-from train_backbone import SPECIAL, pixels
+from train_backbone import SPECIAL
 from train_language import Texts, answered, text_loss
 
 from aurora_ds.backbones.checkpoint import load_backbone, published_tensors
@@ -39,10 +40,10 @@ from aurora_ds.config import BackboneConfig, GroundingConfig
 from aurora_ds.quickstart.captions import describe
 from aurora_ds.quickstart.pointing import point, sample_pointings
 from aurora_ds.quickstart.questions import Asker, language_vocabulary
-from aurora_ds.quickstart.render import SIDE, render_with_boxes
-from aurora_ds.quickstart.scenes import Scene, sample_scene
+from aurora_ds.quickstart.render import SIDE
+from aurora_ds.quickstart.scenes import sample_scene
 from aurora_ds.quickstart.world import ASSETS, DOMAINS
-from aurora_ds.tasks.boxes import centres, corners, overlap, quantised
+from aurora_ds.tasks.boxes import corners, overlap, quantised
 from aurora_ds.tasks.grounding import GroundingTask
 
 BINS = SIDE  # a token for each pixel, and one for the last edge
@@ -51,6 +52,7 @@ TEXT_LAYERS, FUSION_LAYERS, DECODER_LAYERS, STRIDE = 2, 4, 2, 2
 FUSION_FROM = (2, 3, 2, 3)
 BATCH, PAIRS, QUESTIONS, PHRASES = 24, 10, 1, 3
 WARM_UP, SPREAD = 50, 1.5
+REPLAY = 4  # of so many steps of the second stage one is with captions and matching, which it does not change
 
 
 def language_sizes() -> dict:
@@ -134,32 +136,6 @@ def _take(layer: nn.Module, known: Mapping[str, Tensor]) -> None:
     layer.load_state_dict({name: known[name] for name in own})
 
 
-@dataclass(frozen=True)
-class Material:
-    """Scenes, their pictures uint8 (n, S, S, 3), and the boxes of each one's groups in shares, (groups, 4)."""
-
-    scenes: list[Scene]
-    pictures: np.ndarray
-    boxes: list[Tensor]
-
-    def image(self, rows: np.ndarray) -> Tensor:
-        """(rows, 3, S, S)."""
-        return pixels(self.pictures[rows])
-
-
-def _seen(domain: str, scene: Scene) -> tuple[np.ndarray, np.ndarray]:
-    picture, boxes = render_with_boxes(scene, DOMAINS[domain].look)
-    return np.asarray(picture), np.asarray(boxes, np.float32) / SIDE
-
-
-def material(scenes: list[Scene], domain: str, threads: int) -> Material:
-    """The scenes as the domain shows them."""
-    with multiprocessing.get_context("fork").Pool(threads) as pool:
-        seen = pool.map(partial(_seen, domain), scenes, chunksize=64)
-    boxes = [centres(torch.from_numpy(each)) for _, each in seen]
-    return Material(scenes, np.stack([picture for picture, _ in seen]), boxes)
-
-
 def learn_to_see(
     model: WholeModel, vision: VisionTransformer, seen: Material, steps: int, generator: np.random.Generator
 ) -> float:
@@ -233,12 +209,22 @@ def box_loss(
 
 
 def train(
-    model: WholeModel, texts: Texts, seen: Material, generator: np.random.Generator, steps: int, rate: float
+    model: WholeModel,
+    texts: Texts,
+    seen: Material,
+    generator: np.random.Generator,
+    steps: int,
+    rate: float,
+    finding: bool = False,
 ) -> None:
     """All tasks at once, in place; the image encoder stays. What is said and asked of a scene is drawn anew each
-    time."""
+    time. `finding`: with the loss of the patches that are meant."""
     model.visual_encoder.requires_grad_(False)
+    vision = model.config.vision
+    owners = seen.owners(vision.image_size // vision.patch_size)
+    finder = nn.Linear(model.config.text.width, 1) if finding else None
     parameters = [each for each in model.parameters() if each.requires_grad]
+    parameters += [*finder.parameters()] if finder else []
     optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.02)
     with torch.no_grad():
         every = [
@@ -247,12 +233,15 @@ def train(
     every = torch.cat(every)
     phrasing, tokens_of_boxes = DOMAINS["source"].phrasing, box_tokens()
     asker, started, shown = Asker(phrasing, generator), time.time(), {}
+    warm_up = min(WARM_UP, steps // 10)
     for step in range(steps):
         rows = generator.integers(len(seen.scenes), size=BATCH)
         tokens = every[torch.from_numpy(rows)]
         captions = texts([describe(seen.scenes[i], 1, phrasing, generator)[0][1] for i in rows])
-        losses = matching_losses(model, tokens, captions)
-        losses["caption"] = written_loss(model, tokens, None, captions)
+        losses = {}
+        if not finding or step % REPLAY == 0:
+            losses = matching_losses(model, tokens, captions)
+            losses["caption"] = written_loss(model, tokens, None, captions)
 
         asked = [(n, q) for n, i in enumerate(rows) for q in asker.ask(seen.scenes[i], QUESTIONS)]
         pointed = [
@@ -266,17 +255,22 @@ def train(
         replies = texts([str(generator.choice(question.answers)) for _, question in asked])
         losses["answer"] = written_loss(model, read[: len(asked)], read_mask[: len(asked)], replies)
         boxes = torch.stack([seen.boxes[rows[n]][p.group] for n, p in pointed])
-        losses["box"] = box_loss(model, read[len(asked) :], read_mask[len(asked) :], boxes, tokens_of_boxes)
+        pointing, pointing_mask = read[len(asked) :], read_mask[len(asked) :]
+        losses["box"] = box_loss(model, pointing, pointing_mask, boxes, tokens_of_boxes)
+        if finder:
+            meant = torch.stack([owners[rows[n]] == p.group for n, p in pointed])
+            found = finder(pointing[:, 1 : 1 + meant.shape[1]]).squeeze(-1)
+            losses["find"] = F.binary_cross_entropy_with_logits(found, meant.float())
 
         falling = 0.5 * (1 + math.cos(math.pi * step / steps))
-        optimizer.param_groups[0]["lr"] = rate * min(1, (step + 1) / WARM_UP) * falling
+        optimizer.param_groups[0]["lr"] = rate * min(1, (step + 1) / warm_up) * falling
         optimizer.zero_grad(set_to_none=True)
-        sum(losses.values()).backward()
+        torch.stack([*losses.values()]).sum().backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         for name, value in losses.items():
             shown[name] = 0.95 * shown.get(name, float(value.detach())) + 0.05 * float(value.detach())
-        if (step + 1) % 50 == 0:
+        if (step + 1) % 20 == 0:
             line = " ".join(f"{name} {value:.3f}" for name, value in shown.items())
             print(f"step {step + 1} {time.time() - started:.0f} s {line}", flush=True)
 
@@ -298,10 +292,14 @@ def pointed_at(model: nn.Module, texts: Texts, domain: str, number: int = 200) -
     return {kind: round(100 * float(np.mean(each)), 1) for kind, each in sorted(hits.items())}
 
 
-def material_of_one(scene: Scene, domain: str) -> Material:
-    """`material` without processes."""
-    picture, boxes = _seen(domain, scene)
-    return Material([scene], picture[None], [centres(torch.from_numpy(boxes))])
+def begun(folder: Path) -> dict[str, Tensor]:
+    """All weights of what an earlier first stage wrote."""
+    sizes = json.loads((folder / "backbone.json").read_text())
+    state: dict[str, Tensor] = {}
+    for head in ("retrieval", "vqa"):
+        whole = BackboneConfig(checkpoint=str(folder / "backbone.safetensors"), head=head, **sizes)
+        state |= load_backbone(whole).model.state_dict()
+    return state
 
 
 def starting_weights() -> tuple[VisionTransformer, dict[str, dict[str, Tensor]]]:
@@ -324,6 +322,17 @@ def published(model: WholeModel) -> Iterator[tuple[str, Tensor]]:
         yield name, tensor.detach().half().contiguous().clone()
 
 
+def second_stage(
+    model: WholeModel, texts: Texts, seen: Material, arguments: argparse.Namespace, made: dict
+) -> None:
+    """In place; its random numbers are its own, whether the first stage ran before it or earlier."""
+    torch.manual_seed(arguments.seed)
+    places, said = (np.random.default_rng([arguments.seed, number]) for number in (8, 9))
+    visual = model.visual_encoder.visual.requires_grad_(True)
+    made["missed of patches"] = learn_places(visual, seen, arguments.placing, places)
+    train(model, texts, seen, said, arguments.pointing, arguments.rate, finding=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -335,6 +344,9 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--rate", type=float, default=1.5e-3)
+    parser.add_argument("--placing", type=int, default=300, help="steps in which it learns what patches show")
+    parser.add_argument("--pointing", type=int, default=160, help="steps of the second stage")
+    parser.add_argument("--begin", type=Path, help="folder of an earlier first stage to go on from")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
@@ -346,18 +358,24 @@ def main() -> None:
     (output / "vocab.txt").write_text("\n".join(word_list()) + "\n")
     config, texts = backbone_config(), Texts(output / "vocab.txt", plain=True)
     model = WholeModel(config).train()
-    vision, language = starting_weights()
-    model.begin(vision, language)
     scenes = [sample_scene(generator) for _ in range(arguments.pictures)]
     seen = material(scenes, "source", arguments.threads)
     print(f"{len(scenes)} pictures in {time.time() - started:.0f} s", flush=True)
-    missed = learn_to_see(model, vision, seen, arguments.seeing, generator)
-    train(model, texts, seen, generator, arguments.steps, arguments.rate)
-
-    names = ("seed", "pictures", "seeing", "steps", "rate", "threads")
-    made = {name: getattr(arguments, name) for name in names}
+    names = ("seed", "pictures", "seeing", "steps", "rate", "placing", "pointing", "threads")
+    made: dict = {name: getattr(arguments, name) for name in names}
+    if arguments.begin:
+        model.load_state_dict(begun(arguments.begin))
+        made["first stage"] = json.loads((arguments.begin / "training.json").read_text())["made"]
+    else:
+        vision, language = starting_weights()
+        model.begin(vision, language)
+        missed = learn_to_see(model, vision, seen, arguments.seeing, generator)
+        made["tokens of the image encoder missed"] = round(missed, 3)
+        train(model, texts, seen, generator, arguments.steps, arguments.rate)
+    second_stage(model, texts, seen, arguments, made)
     made |= {"seconds": round(time.time() - started), "processor_seconds": round(time.process_time())}
-    made |= {"torch": torch.__version__, "tokens of the image encoder missed": round(missed, 3)}
+    made["torch"] = torch.__version__
+
     save_file(dict(published(model)), output / "backbone.safetensors", {"format": "pt"})
     described = config.model_dump(include={"name", "vision", "text", "mplug", "embed_dim"})
     (output / "backbone.json").write_text(json.dumps(described, indent=2) + "\n")

@@ -80,6 +80,24 @@ def test_its_image_encoder_gives_nearly_the_tokens_that_it_learned_from(maker: M
     assert float((found - wanted).square().mean() / wanted.var()) < 0.15
 
 
+def test_a_patch_belongs_to_the_thing_in_front_and_ground_to_none(maker: ModuleType) -> None:
+    boxes = torch.tensor(
+        [[0.25, 0.25, 0.5, 0.5], [0.5, 0.5, 0.5, 0.5]]
+    )  # middles and sizes; the second is in front
+    seen = maker.Material([None], maker.np.zeros((1, 60, 60, 3), maker.np.uint8), [boxes])
+    owners = seen.owners(4).view(4, 4).tolist()
+    assert owners == [[0, 0, -1, -1], [0, 1, 1, -1], [-1, 1, 1, -1], [-1, -1, -1, -1]]
+
+
+def test_an_image_encoder_learns_where_its_patches_are_and_keeps_its_tokens(maker: ModuleType) -> None:
+    torch.manual_seed(3)
+    generator = maker.np.random.default_rng(3)
+    seen = maker.material([maker.sample_scene(generator) for _ in range(8)], "source", 1)
+    visual = load("grounding").visual_encoder.visual
+    first, last = (maker.learn_places(visual, seen, steps, generator) for steps in (1, 30))
+    assert last["place"] < 0.85 * first["place"] and last["kept"] < 0.1
+
+
 def test_it_answers_in_the_source_domain_and_less_well_in_the_target(maker: ModuleType) -> None:
     """Measured again on fewer pictures than the recorded figures."""
     recorded = json.loads((MPLUG / "training.json").read_text())["answers right, percent"]
