@@ -25,7 +25,7 @@ GB = 1e9
 # scripts/bench/results/memory.md; the test of it is tests/plan/test_against_processes.py
 CHECKED = (
     "Figures were within 15 % of processes on CPUs at stages 0 to 3 in fp32; in bf16 "
-    "the one that was measured took 22 % more than predicted. On GPUs, with offload, ZeRO++ or experts over ranks they "
+    "the one that was measured took 22 % more than predicted. On GPUs, with offload or ZeRO++ they "
     "are computed and were not measured: leave room."
 )
 _WIDTH = 150  # columns; a narrower table would cut the settings' names off
