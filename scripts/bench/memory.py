@@ -105,6 +105,7 @@ def steps(config: Any, settings: Path, rows: int) -> tuple[int, float]:
 
     rank = process_group.rank()
     assembled = build_task(config)
+    assembled.tokenizer.unusable = ""  # weights are random; any ids will do
     engine = build(assembled.task, config.train, settings, 10, 10)
     annotation = annotations(config, assembled.wiring.kind, assembled.wiring.every_annotation)
     texts = assembled.wiring.train_texts(assembled.tokenizer)([annotation] * rows)

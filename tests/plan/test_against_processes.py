@@ -1,6 +1,6 @@
 """The planner against processes: the real engine on two ranks takes and sends what was predicted, within 15 %.
 
-Not here: stage 3 with recomputation, which has not been measured since the planner follows its fetches.
+Stage 3 with recomputation is in scripts/bench/results/memory.md alone, measured once.
 """
 
 from __future__ import annotations
