@@ -35,13 +35,12 @@ sys.exit(train.main(sys.argv[1:-1]))
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("fault", ["loss", "gradient"])
 def test_one_rank_is_not_finite(fault: str, launch, recipe: Path, tmp_path: Path) -> None:
     script, output = tmp_path / "faulty.py", tmp_path / "run"
     script.write_text(FAULTY)
     run = launch([script, recipe, "--output", output, "train.zero_stage=1", fault], ranks=2)
-    assert run.wait() == [2, 2], run.output()
+    assert run.wait(100) == [2, 2], run.output()
     for log in run.logs:
         said = next(line for line in log.read_text().splitlines() if line.startswith("aurora-ds"))
         assert "not finite in step 4" in said and "Traceback" not in log.read_text()

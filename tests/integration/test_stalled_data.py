@@ -29,7 +29,6 @@ sys.exit(train.main(sys.argv[1:]))
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_the_rank_that_stalls_names_the_sample(launch, recipe: Path, tmp_path: Path) -> None:
     script, output = tmp_path / "stalled.py", tmp_path / "run"
     script.write_text(STALLED)
@@ -39,7 +38,7 @@ def test_the_rank_that_stalls_names_the_sample(launch, recipe: Path, tmp_path: P
     beats = {beat["rank"]: beat for beat in heartbeat.read(output)}
     # it reads one batch ahead, and the other waits for it in the step before
     assert beats[1]["phase"] == "waiting for data" and beats[1]["step"] == beats[0]["step"] + 1
-    assert run.wait() == [0, 0], run.output()
+    assert run.wait(120) == [0, 0], run.output()
     said = [
         re.findall(r"waiting for data \d+ s at shard train-\d+\.tar \(sample \d+ in it\)", log.read_text())
         for log in run.logs
