@@ -19,7 +19,7 @@ from aurora_ds.quickstart.render import render
 from aurora_ds.quickstart.scenes import COLOURS, HIDDEN, KINDS, SETTINGS, Scene, sample_scene
 from aurora_ds.quickstart.world import DOMAINS, DomainName, random_numbers
 
-COUNTS = {"train": 1200, "val": 60, "test": 300}  # sentences with a picture each
+COUNTS = {"train": 2400, "val": 60, "test": 300}  # sentences with a picture each
 LABELS = ("entailment", "neutral", "contradiction")
 # What is claimed -> its forms: plain, then as the target domain talks.
 _FORMS = {
