@@ -24,6 +24,7 @@ from aurora_ds.errors import AuroraError
 from aurora_ds.runtime import nvme, process_group
 from aurora_ds.runtime.deepspeed_library import import_deepspeed, without_hooks
 from aurora_ds.runtime.expert_ranks import ExpertRanks, is_expert, spread
+from aurora_ds.runtime.gradients import clip, gradient_norm
 from aurora_ds.runtime.groups import Group, groups_of
 from aurora_ds.runtime.partitions import MOMENTS, Partitions
 from aurora_ds.runtime.schedule import learning_rate
@@ -163,8 +164,9 @@ class Engine:
         rates = tuple(learning_rate(self.step, *schedule, group.lr) for group in self.groups)
         for group, rate in zip(self.deepspeed.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
-        plain_norm = self._plain_grad_norm() if self.partitions.form == "plain" else None
-        broken = plain_norm is not None and not self._clip_plain(plain_norm)
+        plain, values = self.partitions.form == "plain", list(self.trainables.values())
+        plain_norm = gradient_norm(values, self.experts) if plain else None
+        broken = plain_norm is not None and not clip(values, plain_norm, self.config.clip_norm)
         before = (
             [master.detach().clone() for master in self.partitions.local_values()] if measure_update else None
         )
@@ -263,31 +265,6 @@ class Engine:
                     "Use the recipe that they were trained with (prompts.rank and the backbone's sizes decide "
                     "shapes)."
                 )
-
-    def _plain_grad_norm(self) -> float:
-        grads = [parameter.grad for parameter in self.trainables.values() if parameter.grad is not None]
-        if not grads:
-            return 0.0
-        norms = torch.stack([grad.float().norm() for grad in grads])
-        if self.experts is not None:
-            held = [each for each in self.trainables.values() if each.grad is not None]
-            spread_out = torch.tensor([is_expert(each) for each in held], device=norms.device)
-            every = self.experts.sum_over_ranks(norms[spread_out].square().sum()).sqrt()
-            norms = torch.cat([norms[~spread_out], every[None]])
-        return float(torch.linalg.vector_norm(norms))
-
-    def _clip_plain(self, norm: float) -> bool:
-        """Clip as the ZeRO optimizers do, and like them drop gradients that are not finite: False then."""
-        if not math.isfinite(norm):
-            for parameter in self.trainables.values():
-                parameter.grad = None
-            return False
-        factor = self.config.clip_norm / (norm + 1e-6)
-        if 0.0 < factor < 1.0:
-            for parameter in self.trainables.values():
-                if parameter.grad is not None:
-                    parameter.grad.mul_(factor)
-        return True
 
     def _wrapped_grad_norm(self) -> float:
         norm = self.deepspeed.get_global_grad_norm()
