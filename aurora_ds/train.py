@@ -401,7 +401,7 @@ class Training:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`python -m aurora_ds.train`, `deepspeed --module aurora_ds.train`, `torchrun -m aurora_ds.train`."""
-    parser = arguments.module_parser("aurora_ds.train", "Train: Aurora prompts on a frozen backbone, all of it, or heads; or pre-train.")
+    parser = arguments.module_parser("aurora_ds.train", "Train Aurora prompts, heads or everything.")
     arguments.add_train(parser)
     chosen = arguments.parse(parser, list(sys.argv[1:] if argv is None else argv))
 

@@ -61,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line. Returns the training run's status, 0 when it is done."""
     chosen, train = build_parser().parse_known_args(sys.argv[1:] if argv is None else argv)
-    parser = arguments.module_parser("aurora_ds.train", "Fine-tune a frozen backbone with Aurora prompts.")
+    parser = arguments.module_parser("aurora_ds.train", "Train Aurora prompts, heads or everything.")
     arguments.add_train(parser)
     known = arguments.parse(parser, train)  # a mistyped option ends here, and not on every host
 

@@ -42,7 +42,9 @@ def test_stride_leaves_the_tail_as_published() -> None:
 
 @given(frames=st.integers(1, 300), count=st.integers(1, 20))
 def test_uniform_goes_to_the_end_whether_or_not_the_length_divides(frames: int, count: int) -> None:
-    steps = np.diff([*pick(frames, count, "uniform"), frames])  # the last: from the last frame taken to the end
+    steps = np.diff(
+        [*pick(frames, count, "uniform"), frames]
+    )  # the last: from the last frame taken to the end
     assert np.ptp(steps) <= 1
 
 
