@@ -155,12 +155,12 @@ class _SilentRanks:
         send: list[int] | None = None,
         group: ExpertGroup | None = None,
     ) -> None:
-        ranks = self.get_world_size(group)
-        leaving = x.nbytes * (ranks - 1) / ranks
+        ranks, rows = self.get_world_size(group), len(x)
         if group is None:
-            self.sent += leaving
+            # a row's negative is any of all ranks' rows but itself, so that more than an even share is elsewhere
+            self.sent += x.nbytes * (ranks - 1) * rows / (ranks * rows - 1)
         else:
-            self.tokens += leaving
+            self.tokens += x.nbytes * (ranks - 1) / ranks
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from aurora_ds.data.convert import convert
 from aurora_ds.errors import AuroraError
-from aurora_ds.quickstart import clips, pairs, pointing, questions, world
+from aurora_ds.quickstart import clips, hypotheses, pairs, pointing, questions, world
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,13 @@ class WorldTask:
     family: str = "blip"
 
 
-# Raw data by name -> what writes it into a folder, for so many media (pairs: statements) per split.
+# Raw data by name -> what writes it into a folder, for so many media (pairs, hypotheses: statements) per split.
 DATA: dict[str, Callable[..., Mapping[str, int]]] = {
     "questions": questions.write,
     "clips": clips.write,
     "captions": world.write,
     "pairs": pairs.write,
+    "hypotheses": hypotheses.write,
     "phrases": pointing.write,
 }
 TASKS = {
@@ -41,6 +42,12 @@ TASKS = {
     "grounding": WorldTask("grounding_world", "phrases", "phrases", "mplug"),
     "mplug_vqa": WorldTask("mplug_vqa_world", "questions", "questions", "mplug"),
     "mplug_caption": WorldTask("mplug_caption_world", "captions", "folder", "mplug"),
+    "mplug_retrieval": WorldTask("mplug_retrieval_world", "captions", "folder", "mplug"),
+    "mplug_video_retrieval": WorldTask("mplug_retrieval_world_clips", "clips", "clips", "mplug"),
+    "mplug_videoqa": WorldTask("mplug_videoqa_world", "clips", "clip_questions", "mplug"),
+    "mplug_video_caption": WorldTask("mplug_caption_world_clips", "clips", "clips", "mplug"),
+    "mplug_nlvr": WorldTask("mplug_nlvr_world", "pairs", "pairs", "mplug"),
+    "mplug_entailment": WorldTask("mplug_entailment_world", "hypotheses", "statements", "mplug"),
     "eve_retrieval": WorldTask("eve_retrieval_world", "captions", "folder", "eve"),
     "eve_vqa": WorldTask("eve_vqa_world", "questions", "questions", "eve"),
     "eve_nlvr": WorldTask("eve_nlvr_world", "pairs", "pairs", "eve"),

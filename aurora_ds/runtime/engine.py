@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from aurora_ds.config import TrainConfig
 from aurora_ds.errors import AuroraError
-from aurora_ds.runtime import process_group
+from aurora_ds.runtime import nvme, process_group
 from aurora_ds.runtime.deepspeed_library import import_deepspeed, without_hooks
 from aurora_ds.runtime.expert_ranks import ExpertRanks, is_expert, spread
 from aurora_ds.runtime.groups import Group, groups_of
@@ -356,11 +356,14 @@ def build(
             f"train.precision fp16 does not work on this device ({process_group.device().type}). Use bf16 or fp32, "
             "or a GPU."
         )
+    nvme.check_weights(config.precision, zero, deepspeed.accelerator.get_accelerator().is_fp16_supported())
     task.to(process_group.device())
     groups = groups_of(shapes, config, () if experts is None else experts.among(shapes))
     own = [
         {
-            "params": [named[name] for name in group.names if name in named],
+            "params": nvme.in_order(
+                [named[name] for name in group.names if name in named], zero, process_group.world_size()
+            ),
             "lr": group.lr,
             "weight_decay": group.weight_decay,
             **({"moe": True, "name": experts.name} if group.spread else {}),

@@ -68,7 +68,9 @@ class Partitions:
         for parameter in self.trainables.values():
             piece = safe_get_local_fp32_param(parameter).reshape(-1)
             before = torch.distributed.get_rank(parameter.ds_process_group) * len(piece)
-            found.append(piece[: max(parameter.ds_numel - before, 0)])
+            piece = piece[: max(parameter.ds_numel - before, 0)]
+            # from a disk it is a view into a buffer that the next one overwrites
+            found.append(piece.clone() if self._on_disk() else piece)
         return found
 
     def optimized(self) -> list[nn.Parameter]:
@@ -139,11 +141,25 @@ class Partitions:
 
     def make_moments(self, step: int) -> None:
         """Give Adam zero moments and `step`; the partitioned forms can only be written to once they exist."""
-        for master in self.local_masters():
+        wrapper = self.engine.optimizer
+        if self._on_disk():
+            wrapper.optimizer_swapper.purge_state()  # else it would go on writing the tensors that were there before
+        for number, master in enumerate(self.local_masters()):
+            on_disk = self._on_disk(number)
+            if on_disk:
+                wrapper._optimizer_states_and_gradient_swap_in(number)
             moments = {name: torch.zeros_like(master, requires_grad=False) for name in MOMENTS}
             self.adam.state[master] = {"step": torch.tensor(float(step)), **moments}
+            if on_disk:
+                wrapper._optimizer_states_and_gradient_swap_out(number)
         self._linked = False
         self._link_moments()
+
+    def _on_disk(self, number: int | None = None) -> bool:
+        """Whether DeepSpeed keeps the fp32 tensor of this number and its moments on NVMe; without one: any of them."""
+        if self.form != "slices" or not self.engine.optimizer.swap_optimizer:
+            return False
+        return number is None or self.engine.optimizer._swappable_optimizer_subgroup(number)
 
     def _link_moments(self) -> None:
         """Lets DeepSpeed find the moments of flat vectors. It does so itself after the first update of the first group

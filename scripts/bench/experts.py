@@ -4,6 +4,9 @@ S = 4096 tokens (8 samples of 512), width 768, hidden 3072, two experts per toke
 layer computes it, written from its formulas: one-hot (tokens, experts, capacity) tensors from cumulative sums, two
 einsums with them, and one feed-forward per expert on its padded capacity. Ours: aurora_ds.backbones.experts, routed
 as published (same experts, same dropped tokens), and as it is by default, where nothing is dropped.
+What grows with the number of experts is the weights: at 128, 0.6 billion of them, an expert has 64 rows, so its
+products are of few rows, and gradients as large as the weights are added up. By the profiler, the products are 9 tenths
+of the time at 32 and at 128 experts alike, and published routing computes 6 % fewer rows at 128, those that it drops.
 
 Time is processor time, which a busy machine lengthens less than the clock's.
 

@@ -3,9 +3,11 @@
 Real steps of real tasks by the real engine (DeepSpeed, gloo, 2 ranks), each setting in fresh processes. Measured is
 what the operating system counts: the largest resident size of rank 0 during the third step, less its resident size
 after a tiny task has run and before the task is built. glibc is told to give freed memory back at once
-(MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_), so that the resident size is what lives. Predicted is the planner's
-peak for a CPU with the same batch. What libraries take while they compute is in the measured figure alone. Bytes sent
-are counted at the dispatcher, as a ring sends them.
+(MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_), so that the resident size is what lives. What oneDNN keeps of each
+product's shape (library_caches.py) is measured in a process of its own and taken off: it is no part of a step, is
+next to nothing in fp32, and grows with the number of shapes, not with their size. Predicted is the planner's peak for a
+CPU with the same batch. What libraries take while they compute is in the measured figure alone. Bytes sent are counted
+at the dispatcher, as a ring sends them: the mean over the ranks and four steps, since hard negatives are drawn.
 
 Cases that were measured before stay in the results; `--predict-again` measures nothing and compares those with what
 the planner says now.
@@ -31,7 +33,7 @@ from typing import Any
 
 from measurement import HERE, REPOSITORY, facts_line, machine_facts, markdown_table, write_results
 
-RANKS = 2
+RANKS, MEASURED_STEP, LAST_STEP = 2, 2, 5
 # vision width, depth, pixels, rows of a rank
 SIZES = {
     "tiny": (64, 1, 32, 2),
@@ -75,7 +77,7 @@ def configuration(size: str, method: str, precision: str, checkpointing: bool, t
 
 
 def measure(arguments: argparse.Namespace) -> None:
-    """Three steps in this rank; rank 0 prints bytes as JSON."""
+    """Steps in this rank; rank 0 prints bytes as JSON."""
     import torch
 
     from aurora_ds.runtime import process_group
@@ -85,18 +87,20 @@ def measure(arguments: argparse.Namespace) -> None:
     kind = arguments.method, arguments.precision, arguments.checkpointing, arguments.task
     settings = REPOSITORY / "ds_configs" / f"zero{arguments.stage}.json"
     # what libraries make for themselves once is no part of a step: it is made by a tiny task first
-    steps(configuration("tiny", *kind), settings, SIZES["tiny"][3])
+    _, _, before = steps(configuration("tiny", *kind), settings, SIZES["tiny"][3])
     floor = resident("VmRSS")
-    peak, sent = steps(configuration(arguments.size, *kind), settings, SIZES[arguments.size][3])
+    peak, sent, products = steps(configuration(arguments.size, *kind), settings, SIZES[arguments.size][3])
     if process_group.rank() == 0:
-        print(json.dumps({"measured": peak - floor, "sent": sent}), flush=True)
+        print(json.dumps({"taken": peak - floor, "sent": sent, "products": [before, products]}), flush=True)
     process_group.stop()
 
 
-def steps(config: Any, settings: Path, rows: int) -> tuple[int, float]:
-    """Three steps of a run: the largest resident size in the last one, and the bytes that this rank sent in it."""
+def steps(config: Any, settings: Path, rows: int) -> tuple[int, float, list[str]]:
+    """Some steps of a run: the largest resident size in the third, the bytes that a rank sent in it and each later one,
+    and the products that one makes."""
     import torch
-    from sent import counting  # beside this file
+    from library_caches import noting_products  # beside this file
+    from sent import counting
 
     from aurora_ds.assemble import build_task
     from aurora_ds.plan.task import annotations, media_shape
@@ -117,17 +121,28 @@ def steps(config: Any, settings: Path, rows: int) -> tuple[int, float]:
         **texts,
     }
     engine.train()
-    for step in range(3):
+
+    def one(step: int) -> None:
+        losses = engine.forward(batch, what="loss", **assembled.wiring.loss_arguments(step, 0, 10))
+        engine.backward_and_step(losses["loss"])
+
+    with noting_products() as products:
+        one(0)
+    total = torch.zeros(1, dtype=torch.float64)
+    for step in range(1, LAST_STEP + 1):
         gc.collect()
         Path("/proc/self/clear_refs").write_text(
             "5", encoding="ascii"
         )  # the largest resident size begins anew
         with counting() as sent:
-            losses = engine.forward(batch, what="loss", **assembled.wiring.loss_arguments(step, 0, 10))
-            engine.backward_and_step(losses["loss"])
-        peak = resident("VmHWM")
+            one(step)
+        if step == MEASURED_STEP:
+            peak = resident("VmHWM")
+        if step >= MEASURED_STEP:
+            total += sent.bytes
     engine.close()
-    return peak, sent.bytes
+    torch.distributed.all_reduce(total)
+    return peak, float(total) / RANKS / (LAST_STEP + 1 - MEASURED_STEP), list(products)
 
 
 def resident(field: str) -> int:
@@ -192,7 +207,17 @@ def in_processes(case: list[str], stage: int) -> dict[str, Any]:
         if any([rank.wait() for rank in ranks]):
             said.seek(0)
             raise RuntimeError(said.read()[-3000:])
-    return json.loads(next(line for line in out.splitlines() if line.startswith('{"measured')))
+    real = json.loads(next(line for line in out.splitlines() if line.startswith('{"taken')))
+    libraries = subprocess.run(
+        [sys.executable, str(HERE / "library_caches.py")],
+        env=environment,
+        input=json.dumps(real.pop("products")),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    real["libraries"] = int(libraries.stdout)
+    return real | {"measured": real.pop("taken") - real["libraries"]}
 
 
 CASE = ("size", "task", "method", "precision", "checkpointing")
@@ -215,7 +240,8 @@ def row_of(case: dict[str, Any], stage: int, plan: dict[str, Any], real: dict[st
         f"{case['size']} {case['task']} {case['method']} {case['precision']} "
         f"{'recomputed' if case['checkpointing'] else 'kept'} stage {stage}: "
         f"{expected['predicted']['peak'] / 2**20:.0f} predicted, {real['measured'] / 2**20:.0f} MiB "
-        f"measured, {row['ratio']:.3f}; sent {row['sent_ratio']:.3f}",
+        f"measured, {row['ratio']:.3f}, {real.get('libraries', 0) / 2**20:.0f} MiB kept by libraries beside; "
+        f"sent {row['sent_ratio']:.3f}",
         flush=True,
     )
     return row
@@ -248,7 +274,7 @@ def predicted_again(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         kind = tuple(case.values())
         if kind not in plans:
             plans[kind] = predicted(argparse.Namespace(**case, stages=[0, 1, 2, 3]))
-        real = {key: row[key] for key in ("measured", "sent")}
+        real = {key: row[key] for key in ("measured", "libraries", "sent") if key in row}
         again.append(row_of(case, row["stage"], plans[kind], real))
     return again
 
@@ -279,6 +305,7 @@ def report(record: dict[str, Any]) -> str:
         "predicted MiB",
         "measured MiB",
         "ratio",
+        "libraries' MiB",
     ]
     head += ["predicted MB sent", "measured MB sent", "ratio"]
     rows = [
@@ -289,6 +316,7 @@ def report(record: dict[str, Any]) -> str:
             f"{row['predicted']['peak'] / 2**20:.0f}",
             f"{row['measured'] / 2**20:.0f}",
             f"{row['ratio']:.3f}",
+            f"{row['libraries'] / 2**20:.0f}" if "libraries" in row else "",
             f"{row['predicted_sent']['total'] / 1e6:.2f}",
             f"{row['sent'] / 1e6:.2f}",
             f"{row['sent_ratio']:.3f}",

@@ -24,7 +24,6 @@ _OPS = {
     "_allgather_base_": (1, lambda size, ranks: size * (ranks - 1)),
     "allgather_into_tensor_coalesced_": (1, lambda size, ranks: size * (ranks - 1)),
     "allgather_coalesced_": (1, lambda size, ranks: size * (ranks - 1)),
-    "alltoall_base_": (1, lambda size, ranks: size * (ranks - 1) / ranks),
     "alltoall_": (1, lambda size, ranks: size * (ranks - 1) / ranks),
     "broadcast_": (0, lambda size, ranks: size * (ranks - 1) / ranks),
     "reduce_": (0, lambda size, ranks: size * (ranks - 1) / ranks),
@@ -44,16 +43,29 @@ class Sent(TorchDispatchMode):
         return op(*args, **(kwargs or {}))
 
     def _count(self, name: str, args: Any) -> None:
-        if name in _OPS:
+        if name == "alltoall_base_":
+            self._add(name, _leaving(*args[:5]))
+        elif name in _OPS:
             which, share = _OPS[name]
             size = sum(each.nbytes for each in tree_leaves(args[which]) if isinstance(each, Tensor))
             if name == "reduce_scatter_":
                 size = sum(each.nbytes for each in tree_leaves(args[0]) if isinstance(each, Tensor))
-            sent = share(size, dist.get_world_size())
-            self.bytes += sent
-            self.by_op[name] = self.by_op.get(name, 0.0) + sent
+            self._add(name, share(size, dist.get_world_size()))
         elif name not in ("barrier", "monitored_barrier_"):
             raise RuntimeError(f"c10d::{name} sends bytes that nobody counts; add it to sent.py")
+
+    def _add(self, name: str, sent: float) -> None:
+        self.bytes += sent
+        self.by_op[name] = self.by_op.get(name, 0.0) + sent
+
+
+def _leaving(out: Tensor, x: Tensor, group: Any, receive: list[int], send: list[int]) -> float:
+    """Bytes of `x` that are for other ranks. `send`: rows for each rank, or none where all get as many."""
+    ranks = dist.ProcessGroup.unbox(group)
+    size, rank = ranks.size(), ranks.rank()
+    if not send:
+        return x.nbytes * (size - 1) / size
+    return x.nbytes * (sum(send) - send[rank]) / sum(send) if sum(send) else 0.0
 
 
 @contextmanager

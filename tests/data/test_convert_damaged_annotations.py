@@ -68,6 +68,9 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("nlvr2", "blip", {"dev": [{"images": ["a.png", "b.png"], "sentence": "A.", "label": "True"}]}),
     ("snli_ve", "official", {"dev": [SNLI]}),
     ("snli_ve", "albef", {"dev": [{"image": "1", "sentence": "A.", "label": "neutral"}]}),
+    ("statements", "list", {"train": [
+        {"image": "a.jpg", "sentence": "A.", "label": "neutral", "identifier": "a-1"},
+    ]}),
     ("refcoco", "refer", {"refs": cut(REFERENCES), "instances": INSTANCES}),
     ("refcoco_plus", "xvlm", {
         "train": [{"image": "a.jpg", "text": "a", "ref_id": 1}], "refs": cut(REFERENCES), "instances": INSTANCES,

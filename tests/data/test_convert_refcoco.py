@@ -271,6 +271,21 @@ def test_the_index_of_transvg(tmp_path: Path) -> None:
         assert (records[0]["media_id"], records[0]["image_id"]) == (FIRST, 318556)
 
 
+def test_boxes_of_referit_are_corners(tmp_path: Path) -> None:
+    (tmp_path / "referit").mkdir()
+    for split in ("train", "val", "test"):
+        index = [
+            ("72.jpg", "72_1.pth", [10, 20, 30, 28.5], "sky", []),
+            ("72.jpg", "m", [9, 4, 9, 8], "a", []),
+        ]
+        torch.save(index, tmp_path / f"referit/referit_{split}.pth")
+    draw_all(tmp_path, ["referit/images/72.jpg"])
+    convert("referit", tmp_path, tmp_path / "out", max_rejects=3)
+    for (record,) in read_back(tmp_path / "out").values():
+        assert record["phrases"] == [{"phrase": "sky", "box": [10, 20, 20, 8.5]}]
+    assert (tmp_path / "out/rejects.jsonl").read_text().count("the box of 'a' is 0.0 x 4.0 pixels") == 3
+
+
 @pytest.mark.parametrize("old_format", [True, False])
 def test_an_index_that_would_run_code_is_refused_unrun(tmp_path: Path, old_format: bool) -> None:
     made = tmp_path / "made"

@@ -212,6 +212,18 @@ def test_lists_name_photos_with_or_without_extension(tmp_path: Path) -> None:
     assert entries[0].annotation == {"sentence": "A man.", "label": "neutral"}
 
 
+def test_own_lists_name_paths_and_may_name_statements(tmp_path: Path) -> None:
+    row = {"image": "test/a.png", "sentence": "A cup.", "label": "entailment"}
+    write_json(tmp_path / "test.json", [row | {"identifier": "one"}, row | {"label": "neutral"}])
+    draw_all(tmp_path, ["images/test/a.png"])
+    convert("statements", tmp_path, tmp_path / "out")
+    (record,) = read_back(tmp_path / "out")["test"]
+    assert record["statements"] == [
+        {"sentence": "A cup.", "label": "entailment", "identifier": "one"},
+        {"sentence": "A cup.", "label": "neutral"},
+    ]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

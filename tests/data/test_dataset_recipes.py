@@ -8,7 +8,15 @@ from aurora_ds.data.convert import load_recipe
 from aurora_ds.data.convert.recipe import recipe_names
 from aurora_ds.data.convert.sources import family_of
 
-OWN_DATA = ("folder", "clips", "questions", "clip_questions", "pairs", "phrases")  # nobody else's
+OWN_DATA = (
+    "folder",
+    "clips",
+    "questions",
+    "clip_questions",
+    "pairs",
+    "phrases",
+    "statements",
+)  # nobody else's
 
 
 @pytest.mark.parametrize("name", recipe_names())

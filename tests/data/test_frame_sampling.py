@@ -40,6 +40,17 @@ def test_stride_leaves_the_tail_as_published() -> None:
     assert pick(100, 12, "uniform")[-1] == 91
 
 
+@given(frames=st.integers(1, 300), count=st.integers(1, 20))
+def test_uniform_goes_to_the_end_whether_or_not_the_length_divides(frames: int, count: int) -> None:
+    steps = np.diff([*pick(frames, count, "uniform"), frames])  # the last: from the last frame taken to the end
+    assert np.ptp(steps) <= 1
+
+
+def test_stride_leaves_several_steps_at_the_end() -> None:
+    assert np.diff([*pick(31, 8, "stride"), 31]).tolist() == [3] * 7 + [10]
+    assert np.diff([*pick(31, 8, "uniform"), 31]).tolist() == [3, 4, 4, 4, 4, 4, 4, 4]
+
+
 def test_centre_takes_the_middle_of_equal_stretches() -> None:
     assert pick(80, 8, "centre") == [5, 15, 25, 35, 45, 55, 65, 75]
     assert pick(3, 3, "centre") == [0, 1, 2]

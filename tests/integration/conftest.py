@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
-from small_run import BATCH, TEST_MEDIA, TRAIN_PAIRS, Ranks, environment, free_port
+from small_run import BATCH, TEST_MEDIA, TRAIN_PAIRS, Found, Ranks, environment, free_port
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")  # before anything imports DeepSpeed
+LANGUAGE_WORKER = Path(__file__).with_name("language_ranks_worker.py")
 
 
 @pytest.fixture(scope="session")
@@ -116,6 +120,23 @@ def launch(repository: Path, tmp_path_factory: pytest.TempPathFactory):
     for ranks in started:
         if ranks.running():
             ranks.kill()
+
+
+@pytest.fixture(scope="module")
+def work(launch, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[dict[str, Found]]]:
+    """`work(jobs, ranks)`: what each rank found, by job."""
+
+    def work(jobs: list[tuple[str, str, list[str]]], ranks: int) -> list[dict[str, Found]]:
+        folder = tmp_path_factory.mktemp("work")
+        (folder / "jobs.json").write_text(json.dumps(jobs))
+        run = launch([LANGUAGE_WORKER, folder], ranks)
+        assert run.wait() == [0] * ranks, run.output()[-6000:]
+        files = [folder / f"found-{rank}.pickle" for rank in range(ranks)]
+        return [
+            {name: Found(*found) for name, found in pickle.loads(file.read_bytes()).items()} for file in files
+        ]
+
+    return work
 
 
 @pytest.fixture(scope="session")

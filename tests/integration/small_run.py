@@ -9,11 +9,18 @@ import subprocess
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import psutil
 
 TRAIN_PAIRS, TEST_MEDIA, BATCH = 48, 13, 8
 STEPS_PER_EPOCH = TRAIN_PAIRS // BATCH
+STILL = [  # nothing in training is drawn by rank
+    "prompts.dropout=0",
+    "backbone.text.dropout=0",
+    "backbone.text.attention_dropout=0",
+    "data.augment=none",
+]
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -21,6 +28,13 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
+
+
+class Found(NamedTuple):
+    """What a rank found in a job: (metrics, facts, files, details) of each evaluation, and the loss of each step."""
+
+    evaluations: list[tuple[dict, dict, dict, Any]]
+    losses: list[float]
 
 
 @dataclass

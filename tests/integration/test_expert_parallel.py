@@ -30,9 +30,15 @@ JOBS = {
             for end, n in (("", 1), ("-spread", 2))
         },
     },
+    4: {  # two groups of two: each expert is on two ranks, which average its gradients
+        "full-0-two-groups": ("full", 0, 2),
+        "full-1-two-groups": ("full", 1, 2),
+        "aurora-2-two-groups": ("aurora", 2, 2),
+        "full-2-over-four": ("full", 2, 4),
+    },
 }
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-COMPARED = [name for name in JOBS[2] if not name.startswith("bf16")]
+COMPARED = [name for ranks in (2, 4) for name in JOBS[ranks] if not name.startswith("bf16")]
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +82,10 @@ def test_equals_one_rank(found, name: str) -> None:
         )
 
 
-@pytest.mark.parametrize(("name", "share"), [("full-2-spread", 2), ("aurora-0-spread", 2)])
+@pytest.mark.parametrize(
+    ("name", "share"),
+    [("full-2-spread", 2), ("aurora-0-spread", 2), ("full-1-two-groups", 2), ("full-2-over-four", 4)],
+)
 def test_each_rank_holds_its_share_of_the_experts(found, name: str, share: int) -> None:
     assert int(found[name]["held/experts"]) * share == int(found["full"]["held/experts"])
 

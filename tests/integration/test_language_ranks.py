@@ -7,19 +7,16 @@ where ranks write texts of unequal length, the evaluation gathers the model, and
 from __future__ import annotations
 
 import json
-import pickle
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_run import STILL
 from tiny_grounding import phrase_shards
 from tiny_grounding import recipe as grounding_recipe
-from tiny_runs import pair_shards, recipe
+from tiny_runs import entailment_shards, pair_shards, recipe
 
-WORKER = Path(__file__).with_name("language_ranks_worker.py")
 QUESTIONS = ["vqa.k_test=6", "vqa.answers_per_batch=16"]
 CLIPS = ["data.video.frames=3", "vqa.accuracy=exact"]
 # name: (task, shards, overrides)
@@ -33,23 +30,11 @@ CASES = {
     "captions of clips": ("caption", "clips", ["data.video.frames=3"]),
     "pairs": ("nlvr", "pairs", []),
     "pairs, exchanged": ("nlvr", "pairs", ["nlvr.swap=released"]),
+    "entailment": ("entailment", "statements", []),
     "boxes": ("grounding", "phrases", ["backbone.mplug.vision_attention_dropout=0"]),
 }
 BLOCKS = {"blocks": [], "one block": ["evaluate.image_batch_size=16"]}
-STILL = [  # nothing in training is drawn by rank
-    "prompts.dropout=0",
-    "backbone.text.dropout=0",
-    "backbone.text.attention_dropout=0",
-    "data.augment=none",
-]
 CUT = {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}
-
-
-class Found(NamedTuple):
-    """What a rank found in a job: (metrics, facts, files, details) of each evaluation, and the loss of each step."""
-
-    evaluations: list[tuple[dict, dict, dict, Any]]
-    losses: list[float]
 
 
 @pytest.fixture(scope="module")
@@ -68,28 +53,14 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     shards = {name: folder / "shards" / name for name in raw} | {"pairs": pair_shards(folder / "pairs")}
     shards["phrases"] = phrase_shards(folder / "phrases")
     tasks = {task: recipe(folder, task, Path()) for task in ("vqa", "caption", "nlvr")}
+    shards["statements"] = entailment_shards(folder / "statements")
+    mplug = {"name": "mplug", "prompts": {"query_transform": False}}
+    tasks["entailment"] = recipe(folder, "entailment", Path(), **mplug)
     tasks["grounding"] = grounding_recipe(folder, Path())
     return {
         name: [str(tasks[task]), f"data.shards={shards[data]}", *overrides]
         for name, (task, data, overrides) in CASES.items()
     }
-
-
-@pytest.fixture(scope="module")
-def work(launch, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[dict[str, Found]]]:
-    """`work(jobs, ranks)`: what each rank found, by job."""
-
-    def work(jobs: list[tuple[str, str, list[str]]], ranks: int) -> list[dict[str, Found]]:
-        folder = tmp_path_factory.mktemp("work")
-        (folder / "jobs.json").write_text(json.dumps(jobs))
-        run = launch([WORKER, folder], ranks)
-        assert run.wait() == [0] * ranks, run.output()[-6000:]
-        files = [folder / f"found-{rank}.pickle" for rank in range(ranks)]
-        return [
-            {name: Found(*found) for name, found in pickle.loads(file.read_bytes()).items()} for file in files
-        ]
-
-    return work
 
 
 # ---- evaluation

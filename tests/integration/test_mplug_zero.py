@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_language_ranks import STILL, work  # noqa: F401 - a fixture
+from small_run import STILL
 from tiny_runs import entailment_shards, recipe
 
 from aurora_ds.whole_model import FULL_FILE
@@ -20,9 +20,7 @@ STEPS = 3
 
 @pytest.fixture(scope="module")
 def trained(
-    work,  # noqa: F811
-    repository: Path,
-    tmp_path_factory: pytest.TempPathFactory,
+    work, repository: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, tuple[list[float], dict[str, torch.Tensor]]]:
     """`method setting`: losses of a run, and what it saved. `method alone`: of one rank without ZeRO."""
     folder = tmp_path_factory.mktemp("zero")

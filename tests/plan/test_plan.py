@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from aurora_ds.errors import AuroraError
 from aurora_ds.plan.fetching import fetched
 from aurora_ds.plan.memory import memory
 from aurora_ds.plan.run import follow, make_plan, reason, record
-from aurora_ds.plan.trace import Event, Shapes, Trace
+from aurora_ds.plan.trace import Event, Shapes, Trace, _SilentRanks
 from aurora_ds.plan.traffic import traffic
 from aurora_ds.plan.variants import TUNED_STAGE_3, VARIANTS
 
@@ -157,9 +158,18 @@ def test_weights_that_travel_together_are_there_twice_until_the_last_is_used() -
     assert fetched(trace_of(sizes[:2], modules[:2], calls[:4]), 4).most == 2 * 200_000, "one alone is no copy"
 
 
-def test_the_recommendation_is_the_simplest_that_fits() -> None:
-    config = small(method="full")
-    plan = make_plan(config, gpus=2, gpu_bytes=80e9)
+def test_a_negative_is_any_row_but_its_own() -> None:
+    silent, rows = _SilentRanks(2), torch.empty(4, 10)
+    silent.all_to_all_single(rows, rows)
+    assert silent.sent == pytest.approx(rows.nbytes * 4 / 7), "of seven others four are on the other rank"
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return make_plan(small(method="full"), gpus=2, gpu_bytes=80e9)
+
+
+def test_the_recommendation_is_the_simplest_that_fits(plan) -> None:
     assert plan.recommended.variant.name == "zero0" and not plan.recommended.checkpointing
     assert "Take --deepspeed-config ds_configs/zero0.json" in reason(plan)
     written = json.loads(json.dumps(record(plan)))
@@ -167,12 +177,11 @@ def test_the_recommendation_is_the_simplest_that_fits() -> None:
     assert {row["activation_checkpointing"] for row in written["settings"]} == {True, False}
 
 
-def test_what_does_not_fit_is_said_with_the_least() -> None:
-    plan = make_plan(small(), gpus=2, gpu_bytes=1e6)
+def test_what_does_not_fit_is_said_with_the_least(plan) -> None:
     with pytest.raises(
         AuroraError, match=r"Nothing fits into 0 GB: the least is .* Raise train.accumulation"
     ):
-        reason(plan)
+        reason(replace(plan, gpu_bytes=1e6))
 
 
 @pytest.mark.parametrize(

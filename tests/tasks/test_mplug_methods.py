@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_grounding import BINS, VOCABULARY
+from tiny_grounding import backbone as grounding_backbone
 from tiny_runs import backbone
 
 from aurora_ds.assemble import Assembled, build_task
@@ -14,14 +16,15 @@ from aurora_ds.plan.task import annotations
 from aurora_ds.recipe import described_config
 
 HEADED = {"retrieval", "nlvr", "entailment"}
-TASKS = ["retrieval", "vqa", "caption", "nlvr", "entailment"]
+TASKS = ["retrieval", "vqa", "caption", "nlvr", "entailment", "grounding"]
 
 
 @pytest.fixture(scope="module")
 def sections(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """Task -> the `backbone` section of a small mPLUG."""
     folder = tmp_path_factory.mktemp("methods")
-    return {task: backbone(task, folder / task, name="mplug") for task in TASKS}
+    made = {task: backbone(task, folder / task, name="mplug") for task in TASKS if task != "grounding"}
+    return made | {"grounding": grounding_backbone(folder / "grounding")}
 
 
 def assembled(section: dict[str, Any], method: str) -> Assembled:
@@ -37,6 +40,9 @@ def assembled(section: dict[str, Any], method: str) -> Assembled:
         settings["retrieval"] = {"momentum_model": "twin", "max_tokens": 12}
     if task == "caption":
         settings["caption"] |= {"prompt": ""}
+    if task == "grounding":
+        first = len(VOCABULARY.read_text().split())
+        settings["grounding"] |= {"bins": BINS, "prefix_id": first, "first_bin_id": first + 1}
     return build_task(described_config(settings, "a test"))
 
 
@@ -45,7 +51,8 @@ def trained(built: Assembled) -> set[str]:
     config, wiring = built.config, built.wiring
     texts = wiring.train_texts(built.tokenizer)
     given = [annotations(config, wiring.kind, wiring.every_annotation)] * 2
-    shape = (2, 2, 3, 16, 16) if config.task == "nlvr" else (2, 3, 16, 16)
+    side = config.backbone.vision.image_size
+    shape = (2, 2, 3, side, side) if config.task == "nlvr" else (2, 3, side, side)
     numbers = {"media_index": torch.arange(2), "sample_index": torch.arange(2)}
     arguments = wiring.loss_arguments(0, 0, 10)
     built.task.train()

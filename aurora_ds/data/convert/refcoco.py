@@ -1,4 +1,4 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg: COCO training photos with phrases and the box that each means; own lists of such.
+"""RefCOCO, RefCOCO+, RefCOCOg and ReferIt: photos with phrases and the box that each means; own lists of such.
 
 REFER's refs(…).p and TransVG's .pth files are pickles, which can run code when read. They are read without any:
 `plain_pickle` builds only Python's own lists, tuples, dictionaries, texts and numbers, and .pth files go through
@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
 from aurora_ds.data.convert import coco
+from aurora_ds.data.convert.clips import options
 from aurora_ds.data.convert.entries import Entry, Reject
 from aurora_ds.data.convert.json_stream import json_type, shape
 from aurora_ds.data.convert.recipe import AnnotationFiles
@@ -33,11 +34,12 @@ def read(way: AnnotationFiles, files: dict[str, Path]) -> Iterator[Entry | Rejec
     [{image, phrase, box: [left, top, width, height]}] per split.
 
     `way.splits`: our split -> names of it in `refs`. An entry of a list is of its reference's split, so that X-VLM's
-    test list becomes testA and testB.
+    test list becomes testA and testB. Option `corners`: boxes of `transvg` are [left, top, right, bottom].
     """
+    corners = options(way, "refcoco", {"corners": False})["corners"]
     if way.format == "transvg":
         for split, path in files.items():
-            yield from _transvg(path, split)
+            yield from _transvg(path, split, corners)
         return
     if way.format == "list":
         for split, path in files.items():
@@ -163,8 +165,8 @@ def _with_box(entry: Entry) -> Entry | Reject:
     )
 
 
-def _transvg(path: Path, split: str) -> Iterator[Entry | Reject]:
-    """[(image file, mask file, [x, y, width, height], phrase, attributes)]"""
+def _transvg(path: Path, split: str, corners: bool) -> Iterator[Entry | Reject]:
+    """[(image file, mask file, box, phrase, attributes)]"""
     content = _weights_only(path)
     if not isinstance(content, list) or not content:
         raise shape(path, f"a {json_type(content)}", "a list of tuples that is not empty")
@@ -177,8 +179,12 @@ def _transvg(path: Path, split: str) -> Iterator[Entry | Reject]:
         image = row.text("image")
         image_id = coco.image_number(image)
         extra = {} if image_id is None else {"image_id": image_id}
-        value = {"phrase": row.words("phrase"), "box": row.box("box")}
-        yield _with_box(Entry(split, image, "phrases", value, extra=extra))
+        left, top, right, bottom = box = row.box("box")
+        if corners:
+            box = [left, top, right - left, bottom - top]
+        yield _with_box(
+            Entry(split, image, "phrases", {"phrase": row.words("phrase"), "box": box}, extra=extra)
+        )
 
 
 def _weights_only(path: Path) -> Any:
