@@ -81,7 +81,7 @@ def _numbers(index: Tensor | None) -> list[Tensor | None]:
 
 
 class _FusedAttention(torch.autograd.Function):
-    """What a GPU's fused attention keeps: its inputs, its output, a logarithm per query. No score matrix."""
+    """What fused attention keeps: its inputs, its output, a logarithm per query. No score matrix."""
 
     @staticmethod
     def forward(ctx, query, key, value, mask):
@@ -102,6 +102,23 @@ def _gpu_attention(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **_: Any
 ) -> Tensor:
     """In the place of F.scaled_dot_product_attention."""
+    return _FusedAttention.apply(query, key, value, attn_mask)
+
+
+_composed_attention = F.scaled_dot_product_attention  # what it is on tensors without memory
+
+
+def _cpu_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    **keywords: Any,
+) -> Tensor:
+    """In its place on a CPU, where it is fused but for dropout and masks that learn."""
+    if dropout_p or (attn_mask is not None and attn_mask.requires_grad):
+        return _composed_attention(query, key, value, attn_mask, dropout_p, **keywords)
     return _FusedAttention.apply(query, key, value, attn_mask)
 
 
@@ -330,14 +347,12 @@ def trace_step(assembled: Any, make_batch: Any, shapes: Shapes, ranks: int, devi
     does."""
     task, wiring = assembled.task, assembled.wiring
     experts = spread_experts(task, assembled.config.train.expert_parallel, ranks)
-    attention = (
-        patch.object(F, "scaled_dot_product_attention", _gpu_attention) if device == "cuda" else nullcontext()
-    )
+    attention = _gpu_attention if device == "cuda" else _cpu_attention
     with (
         torch.device("meta"),
         shapes,
         _silent(ranks) as silent,
-        attention,
+        patch.object(F, "scaled_dot_product_attention", attention),
         patch.object(torch, "autocast", _without_autocast),
         patch.object(philox, "ROUNDS", 2),  # the others take and free the same memory again
         _watched(task, shapes) as watch,

@@ -2,7 +2,7 @@
 captions of the source domain, by the product's own training; then the frozen trunk against the same one untrained,
 judged by `pretraining_judge.py` on pictures of another world.
 
-    python scripts/bench/eve_pretraining.py [--seeds 3] [--steps 700] [--at-once 1] [--folder DIR]
+    python scripts/bench/eve_pretraining.py [--seeds 3] [--steps 2200] [--at-once 1] [--folder DIR]
 
 Each run is a process of its own with one thread. A seed decides initial values, the order of samples, what is hidden;
 data are the same. Runs that DIR has are judged, not made again. Processor seconds are of the pre-training alone.
@@ -30,10 +30,10 @@ from measurement import (
 from pretraining_judge import ASKED, FEW, JUDGED, Judge
 from torch import nn
 
-STEPS, BATCH, RATE = 700, 32, 3e-3
+STEPS, BATCH, RATE = 2200, 32, 3e-3
 EMBEDDED = 0.5  # deviation of embeddings of positions, kinds and hidden patches
-TAUGHT = 3  # seed of the world of training
-PICTURES = 2000
+TAUGHT = 11  # seed of the world of training
+PICTURES = 4000
 MADE = "made.json"  # of a finished run: its recipe, metrics and processor seconds
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 

@@ -7,7 +7,10 @@ after a tiny task has run and before the task is built. glibc is told to give fr
 product's shape (library_caches.py) is measured in a process of its own and taken off: it is no part of a step, is
 next to nothing in fp32, and grows with the number of shapes, not with their size. Predicted is the planner's peak for a
 CPU with the same batch. What libraries take while they compute is in the measured figure alone. Bytes sent are counted
-at the dispatcher, as a ring sends them: the mean over the ranks and four steps, since hard negatives are drawn.
+at the dispatcher, as a ring sends them: the mean over the ranks and four steps, since hard negatives are drawn. Rows
+without a figure for libraries are of before: in fp32, and bytes of one step of rank 0. Not predicted are
+Python's objects (a bare step in bf16 holds 8 to 10 MiB beside its tensors) and, at stage 3, some 10 MiB whose place was
+not found: both weigh most where all the rest is small.
 
 Cases that were measured before stay in the results; `--predict-again` measures nothing and compares those with what
 the planner says now.

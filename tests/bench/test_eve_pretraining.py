@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -85,6 +86,25 @@ def test_the_likeliest_word_that_answers_counts() -> None:
     found = zero_shot(SimpleNamespace(model=model), likely, asked, said)
     assert found["zero-shot, thing"] == 50 and found["zero-shot, place"] == 0
     assert found["zero-shot, all"] == pytest.approx(100 / 3)
+
+
+def test_the_record_shows_every_seed_above_the_untrained_trunk() -> None:
+    """By so many points: the least of the seeds with pre-training over the best without."""
+    from measurement import RESULTS
+
+    runs = json.loads((RESULTS / "eve_pretraining.json").read_text())["runs"]
+    margins = {
+        "retrieval": {"image R@1": 20, "image R@10": 50, "text R@10": 50},
+        "questions": {"zero-shot, all": 15, "600 pictures, all": 3, "600 pictures, colour": 15},
+    }
+    assert len(runs) == 3 and all(each["processor_seconds"] <= 360 for each in runs)
+    for of, names in margins.items():
+        for name, margin in names.items():
+            least, most = (
+                pick(each[way][of][name] for each in runs)
+                for pick, way in ((min, "pre-trained"), (max, "untrained"))
+            )
+            assert least >= most + margin, name
 
 
 @pytest.mark.slow

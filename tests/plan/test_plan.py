@@ -62,16 +62,19 @@ def test_every_task_is_traced_and_has_the_parameters_of_a_real_one(task: str) ->
     assert 0 < trace.forward <= trace.activations
 
 
-def test_a_real_step_keeps_what_the_trace_says() -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_real_step_keeps_what_the_trace_says(precision: str) -> None:
     from aurora_ds.assemble import build_task
     from aurora_ds.plan.task import annotations, media_shape
 
-    config = small()
+    config, dtype = small(precision=precision), {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     trace = follow(config, 4, 1, False, "cpu")
     assembled = build_task(config)
     task, wiring = assembled.task.train(), assembled.wiring
+    for parameter in task.parameters():
+        parameter.data = parameter.data.to(dtype)
     texts = wiring.train_texts(assembled.tokenizer)([annotations(config, wiring.kind, False)] * 4)
-    image = torch.zeros(4, *media_shape(config, wiring.takes))
+    image = torch.zeros(4, *media_shape(config, wiring.takes), dtype=dtype)
     batch = {"image": image, "sample_index": torch.arange(4), **texts}
     task(batch)["loss"].backward()  # what is made once
     for parameter in task.parameters():
