@@ -68,6 +68,7 @@ def test_a_real_step_keeps_what_the_trace_says(precision: str) -> None:
     from aurora_ds.plan.task import annotations, media_shape
 
     config, dtype = small(precision=precision), {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    config.backbone.vision.image_size = 96  # so many patches that a score matrix would be seen
     trace = follow(config, 4, 1, False, "cpu")
     assembled = build_task(config)
     task, wiring = assembled.task.train(), assembled.wiring
