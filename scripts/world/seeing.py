@@ -1,10 +1,12 @@
-"""Pictures of the toy world with what each patch shows, and an image encoder that learns to tell it: where the patch
-is, which kind and colour its thing has, and the box of that thing. Used by train_mplug.py."""
+"""Pictures of the toy world with what each patch shows, and an image encoder that learns to tell it, from random
+weights: of each patch where it is, its ground, the kind, colour and number of its things and their box; of the whole
+picture its ground and every thing in it. Used by train_mplug.py."""
 
 from __future__ import annotations
 
 import math
 import multiprocessing
+import time
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,15 +17,18 @@ from torch import Tensor, nn
 from train_backbone import pixels
 
 from aurora_ds.backbones.vision import VisionTransformer
-from aurora_ds.quickstart.render import SIDE, render_with_boxes
-from aurora_ds.quickstart.scenes import COLOURS, KINDS, Scene
+from aurora_ds.quickstart.render import SIDE, places, render_with_boxes
+from aurora_ds.quickstart.scenes import COLOURS, KINDS, SETTINGS, Scene
 from aurora_ds.quickstart.world import DOMAINS
-from aurora_ds.tasks.boxes import centres, corners
+from aurora_ds.tasks.boxes import centres
 
-BATCH, WARM_UP, RATE = 32, 20, 1e-3
-ALONE, ALONE_RATE = 100, 1e-2  # steps in which the linear map alone learns, on the tokens that there are
-KEPT = 2.0  # weight of the tokens that were there before, against one each for what is told
-TOLD = (2, 4, 1 + len(KINDS), len(COLOURS))  # numbers for row and column, box, kind or ground, colour
+WARM_UP = 60
+MOST = 3  # things of a group
+# what a linear map, thrown away, tells of a patch: column and row, box, something or ground, kind, colour, number,
+# setting; and of the whole picture: setting, each kind in each colour
+OF_PATCH = (2, 4, 2, len(KINDS), len(COLOURS), MOST, len(SETTINGS))
+OF_PICTURE = (len(SETTINGS), len(KINDS) * len(COLOURS))
+WEIGHTS = {"box": 10.0, "things": 10.0, "kind": 2.0}  # of losses whose numbers are small, or that fall late
 
 
 @dataclass(frozen=True)
@@ -39,13 +44,14 @@ class Material:
         return pixels(self.pictures[rows])
 
     def owners(self, grid: int) -> Tensor:
-        """The group whose box each of grid² patches has its middle in, the one in front of several; -1: none. int64
-        (n, grid²), rows of patches one after the other."""
+        """The group that has a thing under the middle of each of grid² patches, the one in front of several; -1: none.
+        int64 (n, grid²), rows of patches one after the other."""
         place = (patch_places(grid) + 1) / 2
         found = torch.full((len(self.scenes), grid * grid), -1)
-        for owner, boxes in zip(found, self.boxes, strict=True):
-            for number, box in enumerate(corners(boxes)):  # later ones are painted over earlier ones
-                owner[((place > box[:2]) & (place < box[2:])).all(-1)] = number
+        for owner, scene in zip(found, self.scenes, strict=True):
+            for number, group in enumerate(scene.groups):  # later ones are painted over earlier ones
+                away = (place[:, None] - torch.tensor(places(group))).abs().amax(-1)  # (grid², things)
+                owner[(away < group.size / 2).any(-1)] = number
         return found
 
 
@@ -75,51 +81,95 @@ def patch_places(grid: int) -> Tensor:
     return torch.stack([column, row], -1).flatten(0, 1)
 
 
-def learn_places(
-    visual: VisionTransformer, seen: Material, steps: int, generator: np.random.Generator
-) -> dict[str, float]:
-    """The image encoder, in place: its tokens stay near what they were, and a linear map, thrown away, tells from each
-    patch's the patch's place, the kind and colour of its thing and the box. Returns the last means of what it
-    misses: shares of variance, and shares of patches."""
+@torch.no_grad()
+def tell_places_apart(visual: VisionTransformer) -> None:
+    """Positions of patches begin as waves over columns and rows: with timm's, which begin near zero, it hardly learns
+    shapes that several patches make."""
     grid = int(math.sqrt(visual.patch_embed.num_patches))
-    owners, place = seen.owners(grid), patch_places(grid)
-    looks = [[[1 + KINDS.index(g.kind), COLOURS.index(g.colour)] for g in s.groups] for s in seen.scenes]
-    told = nn.Linear(visual.embed_dim, sum(TOLD))
-    with torch.no_grad():
-        parts = np.array_split(np.arange(len(seen.scenes)), 1 + len(seen.scenes) // 100)
-        known = torch.cat([visual(seen.image(rows)) for rows in parts])
-    own = {"params": [*visual.parameters()], "lr": 0.0}
-    optimizer = torch.optim.AdamW([own, {"params": [*told.parameters()]}], lr=ALONE_RATE, weight_decay=0.01)
-    shown: dict[str, float] = {}
-    for step in range(-ALONE, steps):
-        rows = generator.integers(len(seen.scenes), size=BATCH)
-        tokens = known[rows] if step < 0 else visual(seen.image(rows))
-        owner = owners[rows]
-        here = owner >= 0
-        look = torch.stack([torch.tensor(looks[i])[o.clamp(min=0)] for i, o in zip(rows, owner, strict=True)])
-        box = torch.stack([seen.boxes[i][o.clamp(min=0)] for i, o in zip(rows, owner, strict=True)])[here]
-        at, boxed, kind, colour = told(tokens[:, 1:]).split(TOLD, dim=-1)
-        is_kind = torch.where(here, look[..., 0], 0)
+    frequencies = math.pi * 2 ** torch.linspace(-2, math.log2(grid / 4), visual.embed_dim // 4)
+    angles = patch_places(grid)[..., None] * frequencies  # (grid², 2, width / 4)
+    visual.pos_embed[:, 1:] = 0.5 * torch.cat([angles.sin(), angles.cos()], -1).flatten(1)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What is to be told of each picture's patches and of all of it; -1 as a class: nothing to tell."""
+
+    classes: Tensor  # int64 (n, patches, 5): something, kind, colour, number - 1, setting
+    boxes: Tensor  # (n, patches, 4)
+    setting: Tensor  # int64 (n,)
+    things: Tensor  # (n, kinds · colours): 1 where it is there
+
+    @classmethod
+    def of(cls, seen: Material, grid: int) -> Shown:
+        owners = seen.owners(grid)
+        classes = torch.full((*owners.shape, 5), -1)
+        boxes = torch.zeros(*owners.shape, 4)
+        setting = torch.tensor([SETTINGS.index(scene.setting) for scene in seen.scenes])
+        things = torch.zeros(len(seen.scenes), OF_PICTURE[1])
+        classes[..., 0] = owners >= 0
+        classes[..., 4] = setting[:, None]
+        for picture, scene in enumerate(seen.scenes):
+            for number, group in enumerate(scene.groups):
+                own, kind, colour = (
+                    owners[picture] == number,
+                    KINDS.index(group.kind),
+                    COLOURS.index(group.colour),
+                )
+                classes[picture, own, 1:4] = torch.tensor([kind, colour, group.count - 1])
+                boxes[picture, own] = seen.boxes[picture][number]
+                things[picture, kind * len(COLOURS) + colour] = 1
+        return cls(classes, boxes, setting, things)
+
+
+def learn_to_see(
+    visual: VisionTransformer,
+    seen: Material,
+    steps: int,
+    batch: int,
+    rate: float,
+    generator: np.random.Generator,
+) -> dict[str, float]:
+    """The image encoder, in place. Returns the last shares of what has something to tell that it tells wrong, and how
+    far boxes are off."""
+    tell_places_apart(visual)
+    grid = int(math.sqrt(visual.patch_embed.num_patches))
+    shown, place = Shown.of(seen, grid), patch_places(grid)
+    of_patch, of_picture = (nn.Linear(visual.embed_dim, sum(told)) for told in (OF_PATCH, OF_PICTURE))
+    parameters = [p for module in (visual, of_patch, of_picture) for p in module.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.02)
+    names = ("something", "kind", "colour", "number", "setting")
+    means: dict[str, float] = {}
+    started = time.time()
+    for step in range(steps):
+        rows = generator.integers(len(seen.scenes), size=batch)
+        tokens, classes = visual(seen.image(rows)), shown.classes[rows]
+        at, box, *scores = of_patch(tokens[:, 1:]).split(OF_PATCH, dim=-1)
+        setting, things = of_picture(tokens[:, 0]).split(OF_PICTURE, dim=-1)
+        here = classes[..., 0] > 0
         losses = {
-            "kept": F.mse_loss(tokens, known[rows]) / known.var(),
-            "place": F.mse_loss(at, place.expand_as(at)) / place.var(),
-            "box": (F.mse_loss(boxed[here], box, reduction="none") / box.var(0)).mean(),
-            "kind": F.cross_entropy(kind.flatten(0, 1), is_kind.flatten()),
-            "colour": F.cross_entropy(colour[here], look[here][:, 1]),
+            "place": F.mse_loss(at, place.expand_as(at)),
+            "box": F.smooth_l1_loss(box[here], shown.boxes[rows][here], beta=0.05),
+            "picture": F.cross_entropy(setting, shown.setting[rows]),
+            "things": F.binary_cross_entropy_with_logits(things, shown.things[rows]),
         }
-        if step >= 0:
-            falling = 0.5 * (1 + math.cos(math.pi * step / steps))
-            optimizer.param_groups[0]["lr"] = RATE * min(1, (step + 1) / WARM_UP) * falling
-            optimizer.param_groups[1]["lr"] = RATE
+        for number, (name, score) in enumerate(zip(names, scores, strict=True)):
+            losses[name] = F.cross_entropy(
+                score.flatten(0, 1), classes[..., number].flatten(), ignore_index=-1
+            )
+        falling = 0.5 * (1 + math.cos(math.pi * step / steps))
+        optimizer.param_groups[0]["lr"] = rate * min(1, (step + 1) / WARM_UP) * falling
         optimizer.zero_grad(set_to_none=True)
-        (sum(losses.values()) + (KEPT - 1) * losses["kept"]).backward()
+        sum(WEIGHTS.get(name, 1.0) * loss for name, loss in losses.items()).backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         with torch.no_grad():
-            missed = {name: float(losses[name]) for name in ("kept", "place", "box")}
-            missed["kind"] = float((kind.argmax(-1) != is_kind)[here].float().mean())
-            missed["colour"] = float((colour.argmax(-1)[here] != look[here][:, 1]).float().mean())
-        shown = {name: 0.95 * shown.get(name, value) + 0.05 * value for name, value in missed.items()}
-        if (step + 1) % 25 == 0:
-            line = " ".join(f"{name} {value:.3f}" for name, value in shown.items())
-            print(f"places: step {step + 1} misses {line}", flush=True)
-    return {name: round(value, 3) for name, value in shown.items()}
+            missed = {"box, pixels": float((box - shown.boxes[rows])[here].abs().mean()) * SIDE}
+            for number, (name, score) in enumerate(zip(names, scores, strict=True)):
+                true = classes[..., number]
+                missed[name] = float((score.argmax(-1) != true)[true >= 0].float().mean())
+        means = {name: 0.95 * means.get(name, value) + 0.05 * value for name, value in missed.items()}
+        if (step + 1) % 100 == 0:
+            line = " ".join(f"{name} {value:.3f}" for name, value in means.items())
+            print(f"seeing: step {step + 1} {time.time() - started:.0f} s misses {line}", flush=True)
+    return {name: round(value, 3) for name, value in means.items()}

@@ -1,16 +1,14 @@
 """Makes the built-in mPLUG: a tiny one that reads, answers, describes, matches and points, on the toy world's source
 domain.
 
-    python scripts/world/train_mplug.py --output FOLDER [--pictures 3000] [--steps 500] [--pointing 160] [--seed 7]
+    python scripts/world/train_mplug.py --output FOLDER [--pictures 6000] [--seeing 1200] [--steps 360] [--seed 7]
 
-As mPLUG starts from CLIP and BERT (§3.1), it starts from what there is: the image encoder from that of the built-in
-BLIP, whose tokens it first learns to give (the architectures differ by a LayerNorm and the activation), text encoder,
-fusion encoder and decoder from layers of `builtin:world-language`. Then all but the image encoder, whose tokens are
-computed once, is trained on all tasks at once: contrastive and matching (§3.2), next words of captions, answers of
-questions, and boxes of phrases, whose tokens' targets are spread over the neighbouring ones.
-Such tokens hardly tell where they are, so a text that finds its thing does not learn its box. A second stage therefore
-teaches the image encoder what each patch shows and where (seeing.py), and all else the same tasks anew, with one more:
-what is read of each patch tells whether it belongs to the thing that is meant.
+First the image encoder learns, from random weights, to tell what each patch shows and where (seeing.py), in place of
+CLIP's pre-training. Text encoder, fusion encoder and decoder begin with layers of `builtin:world-language`, as mPLUG's
+begin with BERT (§3.1). Then all but the image encoder, whose tokens are computed once, is trained on all tasks at once:
+contrastive and matching (§3.2), next words of captions, answers of questions, and boxes of phrases, whose tokens'
+targets are spread over the neighbouring ones; what is read of the patches also tells, by a linear map that is thrown
+away, which of them belong to the thing that is meant.
 Writes backbone.safetensors (published key names, half precision; each head reads its parts), backbone.json, vocab.txt
 and training.json.
 """
@@ -28,14 +26,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from seeing import Material, learn_places, material, material_of_one
+from seeing import Material, learn_to_see, material, material_of_one
 from torch import Tensor, nn
 from train_backbone import SPECIAL
 from train_language import Texts, answered, text_loss
 
 from aurora_ds.backbones.checkpoint import load_backbone, published_tensors
 from aurora_ds.backbones.mplug import MplugRetrieval, MplugVqa
-from aurora_ds.backbones.vision import VisionTransformer
 from aurora_ds.config import BackboneConfig, GroundingConfig
 from aurora_ds.quickstart.captions import describe
 from aurora_ds.quickstart.pointing import point, sample_pointings
@@ -51,8 +48,8 @@ TEXT_LAYERS, FUSION_LAYERS, DECODER_LAYERS, STRIDE = 2, 4, 2, 2
 # the layer of the language backbone's text encoder that each layer of the fusion encoder begins with
 FUSION_FROM = (2, 3, 2, 3)
 BATCH, PAIRS, QUESTIONS, PHRASES = 24, 10, 1, 3
-WARM_UP, SPREAD = 50, 1.5
-REPLAY = 4  # of so many steps of the second stage one is with captions and matching, which it does not change
+SEEING_BATCH, SEEING_RATE = 48, 1.5e-3
+WARM_UP, SPREAD, BOX = 50, 2.0, 3.0
 
 
 def language_sizes() -> dict:
@@ -87,9 +84,8 @@ def box_tokens() -> GroundingConfig:
 class WholeModel(MplugRetrieval, MplugVqa):
     """The parts of all models, each once."""
 
-    def begin(self, vision: VisionTransformer, language: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Weights of the built-in backbones. `language`: of a whole retrieval model and of a text decoder."""
-        self._see_like(vision)
+    def begin(self, language: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """The texts' weights, of a whole retrieval model and of a text decoder."""
         retrieval, decoder = language["retrieval"], language["decoder"]
         for head in self.heads():
             getattr(self, head).load_state_dict(_part(retrieval, head))
@@ -107,20 +103,17 @@ class WholeModel(MplugRetrieval, MplugVqa):
         writer.cls.predictions.transform.load_state_dict(transform)
 
     @torch.no_grad()
-    def _see_like(self, vision: VisionTransformer) -> None:
-        """All but the LayerNorm before the blocks; the bias of the patches, which CLIP lacks, goes to positions."""
-        own, state = self.visual_encoder.visual, dict(vision.state_dict())
-        state["pos_embed"] = state["pos_embed"].clone()
-        state["pos_embed"][:, 1:] += state.pop("patch_embed.proj.bias")
-        own.load_state_dict(state, strict=False)
-
-    @torch.no_grad()
     def _embed(self, embeddings: nn.Module, known: Mapping[str, Tensor]) -> None:
-        """Words both know; the others begin with the same spread. There is but one type of token."""
+        """Words both know; tokens of boxes begin with the same spread, as waves over their numbers, so that those of
+        neighbouring numbers are alike. There is but one type of token."""
         words, theirs = embeddings.word_embeddings.weight, known["word_embeddings.weight"]
         shared = len(SPECIAL) + len(language_vocabulary())
-        words.normal_(std=float(theirs[len(SPECIAL) :].std()))
+        spread = float(theirs[len(SPECIAL) :].std())
+        words.normal_(std=spread)
         words[:shared] = theirs[:shared]
+        frequencies = math.pi * 2 ** torch.linspace(-1, 4, words.shape[1] // 2)
+        angles = torch.linspace(0, 1, BINS + 1)[:, None] * frequencies
+        words[-BINS - 1 :] = spread * math.sqrt(2) * torch.cat([angles.sin(), angles.cos()], -1)
         embeddings.token_type_embeddings.weight.zero_()
         embeddings.position_embeddings.weight.copy_(known["position_embeddings.weight"])
         embeddings.LayerNorm.load_state_dict(_part(known, "LayerNorm"))
@@ -134,33 +127,6 @@ def _take(layer: nn.Module, known: Mapping[str, Tensor]) -> None:
     """All that the layer has; what it is without is left out."""
     own = layer.state_dict()
     layer.load_state_dict({name: known[name] for name in own})
-
-
-def learn_to_see(
-    model: WholeModel, vision: VisionTransformer, seen: Material, steps: int, generator: np.random.Generator
-) -> float:
-    """The image encoder learns to give the tokens of `vision`; returns the last share of their variance it misses."""
-    visual = model.visual_encoder.visual
-    first, everything = [*visual.norm_pre.parameters()], [*visual.parameters()]
-    optimizer = torch.optim.AdamW(everything, lr=2e-3, weight_decay=0.0)
-    missed = 1.0
-    for step in range(steps):
-        rate = 2e-2 if step < 30 else 2e-3 * 0.5 * (1 + math.cos(math.pi * step / steps))
-        trained = (
-            first if step < 30 else everything
-        )  # the new LayerNorm finds its scale before all else moves
-        optimizer.param_groups[0]["lr"] = rate
-        image = seen.image(generator.integers(len(seen.scenes), size=32))
-        with torch.no_grad():
-            wanted = vision(image)
-        loss = F.mse_loss(visual(image), wanted) / wanted.var()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward(inputs=trained)
-        optimizer.step()
-        missed = 0.95 * missed + 0.05 * float(loss.detach())
-        if (step + 1) % 50 == 0:
-            print(f"seeing: step {step + 1} misses {missed:.3f}", flush=True)
-    return missed
 
 
 def matching_losses(model: WholeModel, tokens: Tensor, captions: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
@@ -215,16 +181,14 @@ def train(
     generator: np.random.Generator,
     steps: int,
     rate: float,
-    finding: bool = False,
 ) -> None:
     """All tasks at once, in place; the image encoder stays. What is said and asked of a scene is drawn anew each
-    time. `finding`: with the loss of the patches that are meant."""
+    time."""
     model.visual_encoder.requires_grad_(False)
     vision = model.config.vision
     owners = seen.owners(vision.image_size // vision.patch_size)
-    finder = nn.Linear(model.config.text.width, 1) if finding else None
-    parameters = [each for each in model.parameters() if each.requires_grad]
-    parameters += [*finder.parameters()] if finder else []
+    finder = nn.Linear(model.config.text.width, 1)
+    parameters = [each for each in model.parameters() if each.requires_grad] + [*finder.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.02)
     with torch.no_grad():
         every = [
@@ -233,15 +197,12 @@ def train(
     every = torch.cat(every)
     phrasing, tokens_of_boxes = DOMAINS["source"].phrasing, box_tokens()
     asker, started, shown = Asker(phrasing, generator), time.time(), {}
-    warm_up = min(WARM_UP, steps // 10)
     for step in range(steps):
         rows = generator.integers(len(seen.scenes), size=BATCH)
         tokens = every[torch.from_numpy(rows)]
         captions = texts([describe(seen.scenes[i], 1, phrasing, generator)[0][1] for i in rows])
-        losses = {}
-        if not finding or step % REPLAY == 0:
-            losses = matching_losses(model, tokens, captions)
-            losses["caption"] = written_loss(model, tokens, None, captions)
+        losses = matching_losses(model, tokens, captions)
+        losses["caption"] = written_loss(model, tokens, None, captions)
 
         asked = [(n, q) for n, i in enumerate(rows) for q in asker.ask(seen.scenes[i], QUESTIONS)]
         pointed = [
@@ -256,19 +217,20 @@ def train(
         losses["answer"] = written_loss(model, read[: len(asked)], read_mask[: len(asked)], replies)
         boxes = torch.stack([seen.boxes[rows[n]][p.group] for n, p in pointed])
         pointing, pointing_mask = read[len(asked) :], read_mask[len(asked) :]
-        losses["box"] = box_loss(model, pointing, pointing_mask, boxes, tokens_of_boxes)
-        if finder:
-            meant = torch.stack([owners[rows[n]] == p.group for n, p in pointed])
-            found = finder(pointing[:, 1 : 1 + meant.shape[1]]).squeeze(-1)
-            losses["find"] = F.binary_cross_entropy_with_logits(found, meant.float())
+        losses["box"] = BOX * box_loss(model, pointing, pointing_mask, boxes, tokens_of_boxes)
+        meant = torch.stack([owners[rows[n]] == p.group for n, p in pointed])
+        found = finder(pointing[:, 1 : 1 + meant.shape[1]]).squeeze(-1)
+        share = found.log_softmax(1).masked_fill(~meant, -torch.inf).logsumexp(1)
+        losses["find"] = -share[meant.any(1)].mean()
+        likeliest = meant.gather(1, found.argmax(1, keepdim=True)).float().mean()
 
         falling = 0.5 * (1 + math.cos(math.pi * step / steps))
-        optimizer.param_groups[0]["lr"] = rate * min(1, (step + 1) / warm_up) * falling
+        optimizer.param_groups[0]["lr"] = rate * min(1, (step + 1) / WARM_UP) * falling
         optimizer.zero_grad(set_to_none=True)
         torch.stack([*losses.values()]).sum().backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        for name, value in losses.items():
+        for name, value in (losses | {"likeliest patch is meant": likeliest}).items():
             shown[name] = 0.95 * shown.get(name, float(value.detach())) + 0.05 * float(value.detach())
         if (step + 1) % 20 == 0:
             line = " ".join(f"{name} {value:.3f}" for name, value in shown.items())
@@ -292,28 +254,15 @@ def pointed_at(model: nn.Module, texts: Texts, domain: str, number: int = 200) -
     return {kind: round(100 * float(np.mean(each)), 1) for kind, each in sorted(hits.items())}
 
 
-def begun(folder: Path) -> dict[str, Tensor]:
-    """All weights of what an earlier first stage wrote."""
-    sizes = json.loads((folder / "backbone.json").read_text())
-    state: dict[str, Tensor] = {}
-    for head in ("retrieval", "vqa"):
-        whole = BackboneConfig(checkpoint=str(folder / "backbone.safetensors"), head=head, **sizes)
-        state |= load_backbone(whole).model.state_dict()
-    return state
-
-
-def starting_weights() -> tuple[VisionTransformer, dict[str, dict[str, Tensor]]]:
-    """The image encoder of the built-in BLIP, and the texts' weights of the language backbone."""
+def starting_weights() -> dict[str, dict[str, Tensor]]:
+    """The texts' weights of the language backbone."""
     sizes = language_sizes()
     loaded = {
-        head: load_backbone(
-            BackboneConfig(checkpoint="builtin:world-language", head=head, **sizes)
-        ).model.eval()
+        head: load_backbone(BackboneConfig(checkpoint="builtin:world-language", head=head, **sizes)).model
         for head in ("retrieval", "caption")
     }
-    vision = loaded["retrieval"].visual_encoder.requires_grad_(False)
     state = loaded["retrieval"].state_dict()
-    return vision, {"retrieval": state, "decoder": loaded["caption"].text_decoder.state_dict()}
+    return {"retrieval": state, "decoder": loaded["caption"].text_decoder.state_dict()}
 
 
 def published(model: WholeModel) -> Iterator[tuple[str, Tensor]]:
@@ -322,31 +271,15 @@ def published(model: WholeModel) -> Iterator[tuple[str, Tensor]]:
         yield name, tensor.detach().half().contiguous().clone()
 
 
-def second_stage(
-    model: WholeModel, texts: Texts, seen: Material, arguments: argparse.Namespace, made: dict
-) -> None:
-    """In place; its random numbers are its own, whether the first stage ran before it or earlier."""
-    torch.manual_seed(arguments.seed)
-    places, said = (np.random.default_rng([arguments.seed, number]) for number in (8, 9))
-    visual = model.visual_encoder.visual.requires_grad_(True)
-    made["missed of patches"] = learn_places(visual, seen, arguments.placing, places)
-    train(model, texts, seen, said, arguments.pointing, arguments.rate, finding=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--pictures", type=int, default=3000)
-    parser.add_argument(
-        "--seeing", type=int, default=150, help="steps in which the image encoder learns to see"
-    )
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--pictures", type=int, default=6000)
+    parser.add_argument("--seeing", type=int, default=1200, help="steps in which the image encoder learns")
+    parser.add_argument("--steps", type=int, default=360, help="steps in which all else learns")
     parser.add_argument("--rate", type=float, default=1.5e-3)
-    parser.add_argument("--placing", type=int, default=300, help="steps in which it learns what patches show")
-    parser.add_argument("--pointing", type=int, default=160, help="steps of the second stage")
-    parser.add_argument("--begin", type=Path, help="folder of an earlier first stage to go on from")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
@@ -361,18 +294,14 @@ def main() -> None:
     scenes = [sample_scene(generator) for _ in range(arguments.pictures)]
     seen = material(scenes, "source", arguments.threads)
     print(f"{len(scenes)} pictures in {time.time() - started:.0f} s", flush=True)
-    names = ("seed", "pictures", "seeing", "steps", "rate", "placing", "pointing", "threads")
+    names = ("seed", "pictures", "seeing", "steps", "rate", "threads")
     made: dict = {name: getattr(arguments, name) for name in names}
-    if arguments.begin:
-        model.load_state_dict(begun(arguments.begin))
-        made["first stage"] = json.loads((arguments.begin / "training.json").read_text())["made"]
-    else:
-        vision, language = starting_weights()
-        model.begin(vision, language)
-        missed = learn_to_see(model, vision, seen, arguments.seeing, generator)
-        made["tokens of the image encoder missed"] = round(missed, 3)
-        train(model, texts, seen, generator, arguments.steps, arguments.rate)
-    second_stage(model, texts, seen, arguments, made)
+    model.begin(starting_weights())
+    visual = model.visual_encoder.visual
+    made["missed of patches"] = learn_to_see(
+        visual, seen, arguments.seeing, SEEING_BATCH, SEEING_RATE, generator
+    )
+    train(model, texts, seen, generator, arguments.steps, arguments.rate)
     made |= {"seconds": round(time.time() - started), "processor_seconds": round(time.process_time())}
     made["torch"] = torch.__version__
 

@@ -15,6 +15,7 @@ from aurora_ds.backbones.checkpoint import load_backbone
 from aurora_ds.backbones.tokenizer import Tokenizer
 from aurora_ds.config import BackboneConfig
 from aurora_ds.quickstart.questions import language_vocabulary
+from aurora_ds.quickstart.scenes import KINDS, Group, Scene
 from aurora_ds.quickstart.world import ASSETS
 from aurora_ds.recipe import load_config
 
@@ -72,30 +73,38 @@ def test_the_recipe_has_the_tokens_of_boxes_that_the_script_trained(maker: Modul
     assert trained.first_bin_id + trained.bins == len(tokenizer) - 1
 
 
-def test_its_image_encoder_gives_nearly_the_tokens_that_it_learned_from(maker: ModuleType) -> None:
-    seen = maker.material_of_one(maker.sample_scene(maker.np.random.default_rng(3)), "source")
-    image = seen.image(maker.np.zeros(1, int))
-    wanted = maker.starting_weights()[0](image)
-    found = load("grounding").image_tokens(image).detach()
-    assert float((found - wanted).square().mean() / wanted.var()) < 0.15
-
-
 def test_a_patch_belongs_to_the_thing_in_front_and_ground_to_none(maker: ModuleType) -> None:
-    boxes = torch.tensor(
-        [[0.25, 0.25, 0.5, 0.5], [0.5, 0.5, 0.5, 0.5]]
-    )  # middles and sizes; the second is in front
-    seen = maker.Material([None], maker.np.zeros((1, 60, 60, 3), maker.np.uint8), [boxes])
+    groups = (Group("box", "red", 1, 0.25, 0.25, 0.5), Group("ball", "blue", 2, 0.5, 0.5, 0.3))
+    seen = maker.material_of_one(Scene("snow", groups, (), 5), "source")
     owners = seen.owners(4).view(4, 4).tolist()
     assert owners == [[0, 0, -1, -1], [0, 1, 1, -1], [-1, 1, 1, -1], [-1, -1, -1, -1]]
 
 
-def test_an_image_encoder_learns_where_its_patches_are_and_keeps_its_tokens(maker: ModuleType) -> None:
+def test_an_image_encoder_learns_what_its_patches_show(maker: ModuleType) -> None:
     torch.manual_seed(3)
     generator = maker.np.random.default_rng(3)
     seen = maker.material([maker.sample_scene(generator) for _ in range(8)], "source", 1)
-    visual = load("grounding").visual_encoder.visual
-    first, last = (maker.learn_places(visual, seen, steps, generator) for steps in (1, 30))
-    assert last["place"] < 0.85 * first["place"] and last["kept"] < 0.1
+    visual = maker.WholeModel(maker.backbone_config()).visual_encoder.visual
+    first, last = (maker.learn_to_see(visual, seen, steps, 8, 2e-3, generator) for steps in (1, 40))
+    assert last["colour"] < 0.7 * first["colour"] and last["box, pixels"] < 0.5 * first["box, pixels"]
+
+
+def test_a_linear_map_of_its_patches_tells_the_kind_of_thing(maker: ModuleType) -> None:
+    generator = maker.np.random.default_rng(3)
+    seen = maker.material([maker.sample_scene(generator) for _ in range(240)], "source", 1)
+    owners = seen.owners(6)
+    with torch.no_grad():
+        tokens = load("grounding").image_tokens(seen.image(maker.np.arange(240)))[:, 1:]
+    kinds = torch.tensor(
+        [
+            [KINDS.index(scene.groups[group].kind) if group >= 0 else -1 for group in row]
+            for scene, row in zip(seen.scenes, owners.tolist(), strict=True)
+        ]
+    )
+    known, asked = kinds[:180] >= 0, kinds[180:] >= 0
+    map_ = torch.linalg.lstsq(tokens[:180][known], torch.eye(len(KINDS))[kinds[:180][known]]).solution
+    told = (tokens[180:][asked] @ map_).argmax(-1)
+    assert float((told == kinds[180:][asked]).float().mean()) > 0.5
 
 
 def test_it_answers_in_the_source_domain_and_less_well_in_the_target(maker: ModuleType) -> None:
@@ -107,3 +116,12 @@ def test_it_answers_in_the_source_domain_and_less_well_in_the_target(maker: Modu
             measured = maker.answered(model, texts, domain, number=60)
         assert measured["all"] > recorded[domain]["all"] - 10
     assert recorded["source"]["all"] > recorded["target"]["all"] + 8
+
+
+def test_it_points_at_the_thing_that_is_meant_more_often_than_at_one_taken_blindly(maker: ModuleType) -> None:
+    """Of two or three things; measured again on fewer pictures than the recorded figure."""
+    recorded = json.loads((MPLUG / "training.json").read_text())["boxes right, percent"]
+    model, texts = load("grounding"), maker.Texts(MPLUG / "vocab.txt", plain=True)
+    with torch.no_grad():
+        measured = maker.pointed_at(model, texts, "source", number=60)
+    assert measured["all"] > max(45, recorded["source"]["all"] - 12)
