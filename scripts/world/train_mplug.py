@@ -1,7 +1,7 @@
 """Makes the built-in mPLUG: a tiny one that reads, answers, describes, matches and points, on the toy world's source
 domain.
 
-    python scripts/world/train_mplug.py --output FOLDER [--pictures 6000] [--seeing 1200] [--steps 360] [--seed 7]
+    python scripts/world/train_mplug.py --output FOLDER [--pictures 6000] [--seeing 2400] [--steps 1000] [--seed 7]
 
 First the image encoder learns, from random weights, to tell what each patch shows and where (seeing.py), in place of
 CLIP's pre-training. Text encoder, fusion encoder and decoder begin with layers of `builtin:world-language`, as mPLUG's
@@ -277,8 +277,8 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--pictures", type=int, default=6000)
-    parser.add_argument("--seeing", type=int, default=1200, help="steps in which the image encoder learns")
-    parser.add_argument("--steps", type=int, default=360, help="steps in which all else learns")
+    parser.add_argument("--seeing", type=int, default=2400, help="steps in which the image encoder learns")
+    parser.add_argument("--steps", type=int, default=1000, help="steps in which all else learns")
     parser.add_argument("--rate", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)

@@ -18,6 +18,7 @@ MARGINS = {
     "video_retrieval": (20, 40),
     "caption": (8, 20),
     "nlvr": (15, 15),
+    "grounding": (6, 20),
     "mplug_vqa": (5, 15),
     "mplug_caption": (8, 20),
     "mplug_nlvr": (12, 12),
@@ -25,7 +26,6 @@ MARGINS = {
 }
 # measured there alone
 WITHOUT = {
-    "grounding",
     "mplug_retrieval",
     "mplug_video_retrieval",
     "mplug_videoqa",
