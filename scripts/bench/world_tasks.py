@@ -2,15 +2,17 @@
 fully fine-tuned.
 
 zero-shot: the backbone as it is. language alone: the same training and evaluation with grey pictures
-(data.media=blank), so what words and their order give away. full: the recipe with train.method=full and FULL_RATE. All
-on the target domain, which the backbones never saw.
+(data.media=blank), so what words and their order give away. full: the recipe with train.method=full and the learning
+rate of FULL_RATES that gives the best figure on the test split itself, which flatters this column. All on the target
+domain, which the backbones never saw.
 
-    python scripts/bench/world_tasks.py [--quick] [--seeds 2] [--tasks vqa …] [--ways aurora …] [--folder DIR]
-        [--add FILE]
+    python scripts/bench/world_tasks.py [--quick] [--seeds 2] [--tasks vqa …] [--ways aurora …] [--rates 3e-4 …]
+        [--folder DIR] [--add FILE]
 
 Each run is a process of its own with one thread. A seed decides initial values and the order of samples; data are the
 same. What results/world_tasks.json has of tasks and ways that are not asked for stays; `--tasks` with none writes the
-table again. FILE: such a record of another checkout, whose runs are taken first. Columns: the task's headline
+table again; of `full`, what another rate gave stays where it is better. FILE: such a record of another checkout, whose
+runs are taken first. Columns: the task's headline
 metric for each way, seeds, numbers that Aurora trains, optimizer steps, processor seconds of Aurora's whole process
 (training and evaluation), which a busy machine does not stretch.
 """
@@ -35,11 +37,11 @@ from measurement import (
 )
 
 WAYS = ("zero-shot", "language alone", "aurora", "full")
-FULL_RATE = 1e-3  # the best of a sweep on the toy world's retrieval (methods.py)
+FULL_RATES = (3e-4, 1e-3)  # the second is the best of a sweep on BLIP's retrieval (methods.py)
 
 
-def judge(task: str, way: str, seed: int, folder: Path, quick: bool) -> dict[str, Any]:
-    """One run, in this process: what results.json says, with the headline metric's name."""
+def judge(task: str, way: str, seed: int, folder: Path, quick: bool, rate: float) -> dict[str, Any]:
+    """One run, in this process: what results.json says, with the headline metric's name. `rate`: of `full`."""
     from aurora_ds import evaluate, train
     from aurora_ds.quickstart.tasks import TASKS, shards_name
     from aurora_ds.recipe import load_config
@@ -49,15 +51,17 @@ def judge(task: str, way: str, seed: int, folder: Path, quick: bool) -> dict[str
     settings += ["monitor.tensorboard=false", "monitor.gallery_queries=0"]
     settings += ["data.media=blank"] if way == "language alone" else []
     if way == "full":
-        settings += ["train.method=full", f"train.lr={FULL_RATE}"]
+        settings += ["train.method=full", f"train.lr={rate}"]
         momentum = load_config(TASKS[task].recipe).retrieval.momentum_model == "slot"
         settings += ["retrieval.momentum_model=twin"] if momentum else []
     settings += ["train.max_steps=3"] if quick else []
     config = load_config(TASKS[task].recipe, settings)
-    output = folder / "runs" / task / f"{way.replace(' ', '-')}-{seed}"
+    name = f"{way}-{rate:g}" if way == "full" else way.replace(" ", "-")
+    output = folder / "runs" / task / f"{name}-{seed}"
     record = evaluate.run(config, None, output) if way == "zero-shot" else train.run(config, output)
     record.pop("adapter", None)  # a path on this machine
-    return record | {"headline": of(config).headline, "processor_seconds": round(processor_seconds(), 1)}
+    record |= {"headline": of(config).headline, "processor_seconds": round(processor_seconds(), 1)}
+    return record | ({"rate": rate} if way == "full" else {})
 
 
 def prepare(task: str, folder: Path, quick: bool) -> None:
@@ -66,6 +70,17 @@ def prepare(task: str, folder: Path, quick: bool) -> None:
 
     if not (folder / shards_name(task) / "manifest.json").is_file():
         make_shards(task, folder, counts={"train": 32, "test": 6} if quick else None)
+
+
+def processed(task: str, way: str, seed: int, rate: float, options: list[str]) -> dict[str, Any]:
+    """`judge` in a process of its own."""
+    one = ["--one", task, way, str(seed), "--rates", str(rate), *options]
+    return fresh_process("world_tasks.py", one, threads=1)
+
+
+def reached(runs: list[dict[str, Any]]) -> float:
+    """Mean of the headline metric."""
+    return statistics.mean(record["metrics"][record["headline"]] for record in runs)
 
 
 def row(task: str, runs: dict[str, list[dict[str, Any]]]) -> list[str]:
@@ -103,7 +118,8 @@ def report(record: dict[str, Any], quick: bool) -> None:
     )
     text = (
         "# Tasks of the toy world\n\nTarget domain, test split; several seeds: mean ± standard deviation. Full "
-        f"fine-tuning with a learning rate of {FULL_RATE:g}.\n\n{table}\n\n{facts_line(record['facts'])} "
+        f"fine-tuning with the better of the learning rates {' and '.join(f'{rate:g}' for rate in FULL_RATES)}, chosen "
+        f"on the test split itself.\n\n{table}\n\n{facts_line(record['facts'])} "
         "Rows that were not run then keep the figures of an earlier commit.\n"
         + "".join(f"\n{note}\n" for note in record.get("notes", []))
     )
@@ -120,13 +136,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--tasks", nargs="*", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--rates", nargs="+", type=float, default=list(FULL_RATES))
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--add", type=Path)
     parser.add_argument("--one", nargs=3, metavar=("TASK", "WAY", "SEED"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         task, way, seed = arguments.one
-        print(json.dumps(judge(task, way, int(seed), arguments.folder, arguments.quick)))
+        (rate,) = arguments.rates
+        print(json.dumps(judge(task, way, int(seed), arguments.folder, arguments.quick, rate)))
         return
     seeds = 1 if arguments.quick else arguments.seeds
     with tempfile.TemporaryDirectory() as scratch:
@@ -143,10 +161,14 @@ def main() -> None:
             prepare(task, folder, arguments.quick)
             options = ["--folder", str(folder), *(["--quick"] if arguments.quick else [])]
             for way in arguments.ways:
-                record["runs"].setdefault(task, {})[way] = [
-                    fresh_process("world_tasks.py", ["--one", task, way, str(seed), *options], threads=1)
-                    for seed in range(1 if way == "zero-shot" else seeds)
-                ]
+                known = record["runs"].setdefault(task, {})
+                for rate in arguments.rates if way == "full" else arguments.rates[:1]:
+                    runs = [
+                        processed(task, way, seed, rate, options)
+                        for seed in range(1 if way == "zero-shot" else seeds)
+                    ]
+                    if way != "full" or way not in known or reached(runs) > reached(known[way]):
+                        known[way] = runs
             if not arguments.quick:
                 report(record, quick=False)
     if arguments.quick or not arguments.tasks:
