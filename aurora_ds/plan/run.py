@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,7 @@ import torch
 from aurora_ds.config import RunConfig
 from aurora_ds.errors import AuroraError
 from aurora_ds.plan.memory import Memory, memory
-from aurora_ds.plan.task import batch, build
+from aurora_ds.plan.task import batch, build, placed
 from aurora_ds.plan.trace import Shapes, Trace, trace_step
 from aurora_ds.plan.traffic import Traffic, traffic
 from aurora_ds.plan.variants import VARIANTS, Variant
@@ -112,7 +113,10 @@ def follow(config: RunConfig, micro_batch: int, ranks: int, checkpointing: bool,
     config.backbone.activation_checkpointing = checkpointing
     shapes, dtype = Shapes(), _DTYPES[config.train.precision]
     assembled = build(config, dtype, shapes)
-    return trace_step(assembled, lambda: batch(assembled, micro_batch, dtype), shapes, ranks, device)
+    # what the loader gave is held while the step goes on; a GPU has it in its host's memory
+    with shapes if device == "cpu" else nullcontext():
+        loaded = batch(assembled, micro_batch)
+    return trace_step(assembled, lambda: placed(loaded, dtype, device), shapes, ranks, device)
 
 
 def _obstacle(config: RunConfig, variant: Variant) -> str:

@@ -110,18 +110,29 @@ def annotations(config: RunConfig, kind: str, every: bool) -> Any:
     return [one] * 5 if every else one
 
 
-def batch(assembled: Assembled, rows: int, dtype: torch.dtype) -> dict[str, Any]:
-    """A micro-batch of `rows` samples on the meta device, with all that a loader puts in. Call inside Shapes."""
+def batch(assembled: Assembled, rows: int) -> dict[str, Any]:
+    """A micro-batch of `rows` samples on the meta device as a loader gives it: all that it puts in, floats in fp32."""
     config, wiring = assembled.config, assembled.wiring
     with torch.device("cpu"):
         annotation = annotations(config, wiring.kind, wiring.every_annotation)
         texts = wiring.train_texts(assembled.tokenizer)([annotation] * rows)
     numbers = torch.zeros(rows, dtype=torch.int64, device="meta")
-    image = torch.empty(rows, *media_shape(config, wiring.takes), dtype=dtype, device="meta")
-    placed = {"image": image, "media_index": numbers, "sample_index": numbers, "keys": [""] * rows}
+    image = torch.empty(rows, *media_shape(config, wiring.takes), device="meta")
+    loaded = {"image": image, "media_index": numbers, "sample_index": numbers, "keys": [""] * rows}
     for name, value in texts.items():
         if isinstance(value, Tensor):
+            value = torch.empty(value.shape, dtype=value.dtype, device="meta")
+        loaded[name] = value
+    return loaded
+
+
+def placed(loaded: dict[str, Any], dtype: torch.dtype, device: str) -> dict[str, Any]:
+    """The batch as `Engine.place` puts it on the device: floats in `dtype`. On a GPU (`cuda`) all of it is a copy, on a
+    CPU only what is cast. Call inside Shapes."""
+    there = {}
+    for name, value in loaded.items():
+        if isinstance(value, Tensor):
             wanted = dtype if value.is_floating_point() else value.dtype
-            value = torch.empty(value.shape, dtype=wanted, device="meta")
-        placed[name] = value
-    return placed
+            value = value.to(wanted, copy=device == "cuda")
+        there[name] = value
+    return there

@@ -24,8 +24,10 @@ _NAMES = frozenset(
     (
         "mm",
         "addmm",
+        "addmm_",
         "bmm",
         "baddbmm",
+        "baddbmm_",
         "convolution",
         "convolution_backward",
         _ATTENTION,

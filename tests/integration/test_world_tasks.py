@@ -18,11 +18,11 @@ MARGINS = {
     "video_retrieval": (20, 40),
     "caption": (8, 20),
     "nlvr": (15, 15),
-    "grounding": (6, 20),
-    "mplug_vqa": (5, 15),
-    "mplug_caption": (8, 20),
+    "grounding": (8, 30),
+    "mplug_vqa": (8, 20),
+    "mplug_caption": (10, 25),
     "mplug_nlvr": (12, 12),
-    "mplug_entailment": (8, 8),
+    "mplug_entailment": (12, 12),
 }
 # measured there alone
 WITHOUT = {

@@ -91,8 +91,19 @@ def test_a_real_step_keeps_what_the_trace_says(precision: str) -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = task(batch)["loss"]
-    # the prompts' values stay until the next step, so the trace has them beside
-    assert sum(saved.values()) == pytest.approx(trace.forward + trace.beside, rel=0.1) and loss.isfinite()
+    # the prompts' values stay until the next step, so the trace has them beside, with the loader's batch
+    loaded = {
+        id(x): x.numel() * (4 if x.is_floating_point() else 8) for x in batch.values() if torch.is_tensor(x)
+    }
+    stays = trace.beside - sum(loaded.values())
+    assert sum(saved.values()) == pytest.approx(trace.forward + stays, rel=0.1) and loss.isfinite()
+
+
+def test_a_cpu_holds_the_loaders_batch_in_fp32_beside_its_copy() -> None:
+    config = small(precision="bf16")
+    on = {device: follow(config, 4, 2, False, device) for device in ("cpu", "cuda")}
+    image = 4 * 2 * 3 * 32 * 32 * 4
+    assert image <= on["cpu"].beside - on["cuda"].beside < 1.1 * image
 
 
 def test_recomputation_keeps_less_and_computes_twice(traced) -> None:
