@@ -222,9 +222,10 @@ class Trace:
     """One training step of one rank. Bytes.
 
     parameters: (elements, trained) of each that this rank has. beside: what stays over the steps beside parameters
-    (queue, momentum copies, buffers; on a CPU the loader's batch). activations: the most that a step adds to what stays, gradients that autograd
-    made included. forward: what is kept at the end of the forward. sent: by the task's own exchange between ranks.
-    modules: numbers of the parameters that each has itself. events: what ZeRO-3 sees of the step, in order.
+    (queue, momentum copies, buffers; on a CPU the loader's batch). activations: the most that a step adds to what
+    stays, gradients that autograd made included. forward: what is kept at the end of the forward. sent: by the task's
+    own exchange between ranks. modules: numbers of the parameters that each has itself. events: what ZeRO-3 sees of the
+    step, in order.
     """
 
     parameters: tuple[tuple[int, bool], ...]
