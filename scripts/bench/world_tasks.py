@@ -83,26 +83,32 @@ def reached(runs: list[dict[str, Any]]) -> float:
     return statistics.mean(record["metrics"][record["headline"]] for record in runs)
 
 
-def row(task: str, runs: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """A line of the table; several seeds: mean ± standard deviation; nothing where nothing was run."""
-    from aurora_ds.quickstart.tasks import TASKS
-
-    aurora, metric = runs["aurora"], runs["aurora"][0]["headline"]
+def figures(runs: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """A task's headline metric by way, several seeds: mean ± standard deviation; nothing where nothing was run."""
 
     def figure(way: str) -> str:
-        values = [record["metrics"][metric] for record in runs.get(way, [])]
-        if not values:
+        if way not in runs:
             return ""
+        values = [record["metrics"][record["headline"]] for record in runs[way]]
         spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
         return f"{statistics.mean(values):.1f}{spread}"
 
+    return [figure(way) for way in WAYS]
+
+
+def row(task: str, runs: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """A line of the table."""
+    from aurora_ds.quickstart.tasks import TASKS
+
+    aurora = runs["aurora"]
     seconds = statistics.median(record["processor_seconds"] for record in aurora)
-    figures = [*(figure(way) for way in WAYS), str(len(aurora)), f"{aurora[0]['trainable']:,}"]
     return [
         task.removeprefix(f"{TASKS[task].family}_"),
         TASKS[task].family,
-        metric,
-        *figures,
+        aurora[0]["headline"],
+        *figures(runs),
+        str(len(aurora)),
+        f"{aurora[0]['trainable']:,}",
         str(aurora[0]["step"]),
         f"{seconds:.0f}",
     ]
