@@ -8,9 +8,11 @@ product's shape (library_caches.py) is measured in a process of its own and take
 next to nothing in fp32, and grows with the number of shapes, not with their size. Predicted is the planner's peak for a
 CPU with the same batch. What libraries take while they compute is in the measured figure alone. Bytes sent are counted
 at the dispatcher, as a ring sends them: the mean over the ranks and four steps, since hard negatives are drawn. Rows
-without a figure for libraries are of before: in fp32, and bytes of one step of rank 0. Not predicted are
-Python's objects (a bare step in bf16 holds 8 to 10 MiB beside its tensors) and, at stage 3, some 10 MiB whose place was
-not found: both weigh most where all the rest is small.
+without a figure for libraries are of before: in fp32, and bytes of one step of rank 0. Not predicted is what lies in
+the host's memory and is no tensor, as every allocation that was alive between two steps of small nlvr in bf16 at stage
+3 says: the tokenizer's vocabulary (6 MiB), PyTorch's record of the last collectives with their stacks (2 MiB after
+three steps; it is a ring), classes that DeepSpeed makes for each module at stage 3 (3 MiB). None of it grows with the
+model's width or the batch, so it weighs most where all the rest is small.
 
 Cases that were measured before stay in the results; `--predict-again` measures nothing and compares those with what
 the planner says now.
