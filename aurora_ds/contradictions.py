@@ -237,6 +237,14 @@ def _length_rules(config: RunConfig) -> list[tuple[bool, str]]:
             f"{task}.max_tokens ({section.max_tokens}) must be 2 to backbone.text.max_positions ({positions})",
         )
     ]
+    eval_tokens = getattr(section, "eval_max_tokens", None)
+    if eval_tokens is not None:
+        rules += [
+            (
+                2 <= eval_tokens <= positions,
+                f"{task}.eval_max_tokens ({eval_tokens}) must be 2 to backbone.text.max_positions ({positions})",
+            )
+        ]
     generation = getattr(section, "generation", None)
     if generation is not None:
         rules += [

@@ -76,6 +76,7 @@ def test_published_settings_of_single_tasks() -> None:
     assert (answers.beams, answers.min_length - 1, answers.max_length - 1) == (5, 1, 10)
     assert (words.beams, words.min_length - 1, words.max_length - 1) == (5, 8, 25)
     assert (vqa.vqa.visual_genome_weight, vqa.vqa.distillation, vqa.train.clip_norm) == (0.5, 0.0, 1.0)
+    assert (vqa.vqa.add_ocr, vqa.vqa.add_objects, vqa.vqa.max_tokens - 1) == (True, True, 80)
     retrieval = load_config("mplug_retrieval_coco_large").retrieval
     assert (retrieval.queue_size, retrieval.k_test, retrieval.negative_similarity) == (65536, 256, "momentum")
     assert (retrieval.train_temperature, retrieval.negatives) == (True, "local")
@@ -102,6 +103,17 @@ def test_prompts_in_the_place_of_full_fine_tuning(name: str) -> None:
     (said,) = re.findall(r"train\.method=aurora(?: [\w.]+=[^\s]+\w)+", head_of(name))
     config = with_preset(load_config(name, said.split()))
     assert config.train.method == "aurora"
+
+
+@pytest.mark.parametrize("name", ["mplug_vqa", "mplug_vqa_large"])
+def test_questions_alone(name: str) -> None:
+    """With the settings that the recipe's first lines name for the official files."""
+    (said,) = re.findall(
+        r"with the official files set ((?:vqa\.\w+=\w+\s*)+)\.", head_of(name).replace("\n# ", " ")
+    )
+    options = load_config(name, said.split()).vqa
+    found = (options.add_ocr, options.add_objects, options.max_tokens - 1, options.eval_max_tokens)
+    assert found == (False, False, 25, None)
 
 
 @pytest.mark.parametrize("name", ["mplug_vqa", "mplug_vqa_large"])

@@ -72,6 +72,11 @@ class Tokenizer:
         """Vocabulary size, [DEC] and [ENC] included where they are used."""
         return self._pieces.get_vocab_size(with_added_tokens=True)
 
+    @property
+    def separator(self) -> str:
+        """What `encode` reads as [SEP] inside a text."""
+        return self._last
+
     def encode(self, texts: Sequence[str], max_tokens: int, single: bool = False) -> tuple[Tensor, Tensor]:
         """Ids and mask, int64 (B, L): [CLS] pieces [SEP], then padding to the longest text, L <= max_tokens. `single`:
         questions and retrieval's captions, whose [SEP] stays away unless `ends_single`.

@@ -139,6 +139,16 @@ class VqaConfig(Section):
     )
     max_words: PositiveInt = Field(50, description="of a cleaned question; answers are taken whole")
     max_tokens: PositiveInt = Field(35, description="of a question")
+    eval_max_tokens: PositiveInt | None = Field(
+        None,
+        description="the same in evaluation; null: max_tokens. mPLUG's published code cuts nothing there",
+    )
+    add_ocr: bool = Field(
+        False, description="the words that annotations say were read on the image, behind the question"
+    )
+    add_objects: bool = Field(
+        False, description="behind these, the names of the objects that annotations say were found"
+    )
 
 
 class SelfCriticalConfig(Section):

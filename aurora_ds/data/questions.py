@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from aurora_ds.config import RunConfig, VqaConfig
+from aurora_ds.data.image_words import image_words
 from aurora_ds.data.mixture import open_manifest
 from aurora_ds.data.text import eve_question, pre_question
 from aurora_ds.errors import AuroraError
@@ -25,6 +26,11 @@ _SHOWN = 5
 
 class Tokenizer(Protocol):
     """What this module needs of backbones.tokenizer.Tokenizer."""
+
+    @property
+    def separator(self) -> str:
+        """What stands for the end of a text inside one."""
+        ...
 
     def encode(self, texts: list[str], max_tokens: int, single: bool = False) -> tuple[Tensor, Tensor]:
         """(input_ids, attention_mask), int64 (texts, longest)."""
@@ -76,14 +82,15 @@ def question_texts(config: RunConfig, tokenizer: Tokenizer) -> Callable[[list[An
     options, positions = config.vqa, config.backbone.text.max_positions
 
     def texts(questions: list[Any]) -> dict[str, Tensor]:
-        input_ids, attention_mask = encode_questions(
-            [each["question"] for each in questions], options, tokenizer
-        )
+        read = [
+            as_read(each["question"], image_words(each, options), options, tokenizer) for each in questions
+        ]
+        input_ids, attention_mask = tokenizer.encode(read, options.max_tokens, single=True)
         answers = [(row, each) for row, question in enumerate(questions) for each in question["answers"]]
         answer_ids, answer_mask = encode_answers(
             [each["answer"] for _, each in answers], positions, tokenizer
         )
-        weights = [_weight(each["weight"], questions[row]["dataset"], options) for row, each in answers]
+        weights = [loss_weight(each["weight"], questions[row]["dataset"], options) for row, each in answers]
         return {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -96,20 +103,19 @@ def question_texts(config: RunConfig, tokenizer: Tokenizer) -> Callable[[list[An
     return texts
 
 
-def _weight(recorded: float, dataset: str | None, options: VqaConfig) -> float:
+def loss_weight(recorded: float, dataset: str | None, options: VqaConfig) -> float:
+    """What an answer weighs in the loss: `recorded`, its share of the annotators, unless `options` says otherwise."""
     if dataset == "vg":
         return options.visual_genome_weight
     return recorded if options.answer_weight is None else options.answer_weight
 
 
-def encode_questions(
-    questions: Sequence[str], options: VqaConfig, tokenizer: Tokenizer
-) -> tuple[Tensor, Tensor]:
-    """Ids and mask, int64 (questions, longest)."""
+def as_read(question: str, words: Sequence[str], options: VqaConfig, tokenizer: Tokenizer) -> str:
+    """A question as the model reads it: cleaned by `options`, with the `words` of its image behind it."""
     if options.question_text != "as_is":
         clean = {"cleaned": pre_question, "eve": eve_question}[options.question_text]
-        questions = [clean(each, options.max_words) for each in questions]
-    return tokenizer.encode(list(questions), options.max_tokens, single=True)
+        question = clean(question, options.max_words)
+    return f" {tokenizer.separator} ".join([question, *words]) if words else question
 
 
 def encode_answers(answers: Sequence[str], positions: int, tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:

@@ -89,7 +89,14 @@ def annotations(config: RunConfig, kind: str, every: bool) -> Any:
     size = config.backbone.vision.image_size
     made: dict[str, Callable[[], Any]] = {
         "captions": lambda: words,
-        "questions": lambda: {"question": words, "answers": answers, "dataset": None},
+        "questions": lambda: {
+            "question": words,
+            "answers": answers,
+            "dataset": None,
+            # read where the recipe puts them behind the question
+            "ocr": ["dog"] * options.max_tokens,
+            "objects": ["dog"] * options.max_tokens,
+        },
         "statements": lambda: {
             "sentence": words,
             "label": "neutral" if config.task == "entailment" else "True",

@@ -11,6 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from aurora_ds.backbones.tokenizer import Tokenizer
+from aurora_ds.config import VqaConfig
+from aurora_ds.data.convert.rows import Row
+from aurora_ds.data.convert.vqa import answer_weights, detected
+from aurora_ds.data.image_words import image_words
+from aurora_ds.data.questions import as_read, loss_weight
 from aurora_ds.data.text import eve_question, mplug_caption
 from aurora_ds.errors import AuroraError
 from aurora_ds.runtime.schedule import cosine_lr_schedule, warmup_lr_schedule
@@ -21,7 +26,6 @@ from aurora_ds.verify.golden import Check
 NOT_HERE = {
     "coco_caption_dataset": "records of its annotation files; shards hold their own",
     "retrieval_dataset": "records of its annotation files; shards hold their own",
-    "vqa_dataset": "records of its annotation files; shards hold their own",
     "video_frame_indices": "whole steps that never reach a clip's end; ours do",
     "vqa_label_metric": "a metric of its training loop; ours is VQA's official one",
 }
@@ -48,6 +52,8 @@ def checks_of(folder: Path) -> list[Check] | None:
         elif path.stem in mplug_boxes.RULES:
             tokenizer = Tokenizer(folder / "vocab.txt", plain=True)
             checks += mplug_boxes.RULES[path.stem](record, tokenizer)
+        elif path.stem == "vqa_dataset":
+            checks += _questions(record, path, Tokenizer(folder / "vocab.txt", plain=True))
         elif path.stem == "vqa_metric":
             checks += _accuracies(record)
         else:
@@ -78,6 +84,28 @@ def _pieces(record: dict[str, Any], tokenizer: Tokenizer) -> Iterator[Check]:
     for row, wanted in enumerate(batch["input_ids"]):
         length = int(mask[row].sum()) - 1
         yield _exact(f"batch {row}", ids[row, :length].tolist() + [0] * (len(wanted) - length) == wanted)
+
+
+def _questions(record: dict[str, Any], path: Path, tokenizer: Tokenizer) -> Iterator[Check]:
+    """What becomes of an entry of its lists: the text of the question, the answers and their weights."""
+    for each in record["rows"]:
+        entry = record["annotations"][each["index"]]
+        options = VqaConfig(
+            question_text="as_is",
+            add_ocr=each["add_ocr"],
+            add_objects=each["add_object"],
+            visual_genome_weight=0.5,
+        )
+        question = entry | detected(Row(path, f"annotations[{each['index']}]", entry))
+        name = f"vqa_dataset {each['index']}, {each['add_ocr']:d} {each['add_object']:d}"
+        read = as_read(entry["question"], image_words(question, options), options, tokenizer)
+        yield _exact(f"{name}: question", read == each["train_question"] == each["test_question"])
+        given = entry["answer"] if isinstance(entry["answer"], list) else [entry["answer"]]
+        answers = answer_weights(given)
+        texts = [f"{answer['answer']}{tokenizer.separator}" for answer in answers]
+        yield _exact(f"{name}: answers", texts == each["train_answers"])
+        weights = [loss_weight(answer["weight"], entry["dataset"], options) for answer in answers]
+        yield _largest(f"{name}: weights", list(zip(weights, each["train_weights"], strict=True)))
 
 
 def _accuracies(record: dict[str, Any]) -> Iterator[Check]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ Accuracy = Literal["vqa", "exact"]
 @dataclass(frozen=True)
 class Asked:
     """A question about medium number `medium`, of sample `key`. `references`: the answers of ten people (accuracy vqa),
-    the only right one (exact), or none: a test split."""
+    the only right one (exact), or none: a test split. `words`: what stands behind it, of its image."""
 
     medium: int
     key: str
@@ -30,6 +30,7 @@ class Asked:
     references: tuple[str, ...]
     question_type: str | None
     answer_type: str | None
+    words: tuple[str, ...] = ()
 
     @property
     def known(self) -> str | None:
@@ -37,8 +38,12 @@ class Asked:
         return Counter(self.references).most_common(1)[0][0] if self.references else None
 
 
-def asked_questions(records: Sequence[tuple[str, Mapping[str, Any]]], how: Accuracy) -> list[Asked]:
-    """The questions of (key, record) of media 0, 1, … in their order.
+def asked_questions(
+    records: Sequence[tuple[str, Mapping[str, Any]]],
+    how: Accuracy,
+    words: Callable[[Mapping[str, Any]], Sequence[str]] = lambda question: (),
+) -> list[Asked]:
+    """The questions of (key, record) of media 0, 1, … in their order. `words`: those of a question's image, if any.
 
     A split whose questions have no ids (own data) has them numbered from 0. Raises AuroraError: no questions, ids that
     are missing in part or there twice, answers that are missing in part or are not what `how` judges by.
@@ -81,6 +86,7 @@ def asked_questions(records: Sequence[tuple[str, Mapping[str, Any]]], how: Accur
                 references,
                 each.get("question_type"),
                 each.get("answer_type"),
+                tuple(words(each)),
             )
         )
     return found

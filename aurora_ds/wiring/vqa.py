@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,14 +18,15 @@ from aurora_ds.backbones.checkpoint import LoadedBackbone
 from aurora_ds.backbones.tokenizer import Tokenizer
 from aurora_ds.config import GenerationConfig, RunConfig
 from aurora_ds.data.answer_classes import answer_targets
+from aurora_ds.data.image_words import check_image_words, image_words
 from aurora_ds.data.media import medium_shape, picture
 from aurora_ds.data.mixture import open_manifest
 from aurora_ds.data.questions import (
     AnswerList,
     answer_list,
+    as_read,
     checked_list,
     encode_answers,
-    encode_questions,
     question_texts,
 )
 from aurora_ds.data.reader import ShardReader
@@ -123,8 +125,9 @@ class VqaWiring(Wiring):
 
     def check(self) -> None:
         """What the evaluation at the end would stop at is an error now: no list of answers, questions that cannot be
-        told apart or judged."""
+        told apart or judged, words of images that are not there."""
         self._asked()
+        check_image_words(self.config)
         answers = self._answers().answers if self.ranks else ()
         if self.classifies and len(answers) != self.config.backbone.eve.answers:
             raise AuroraError(another_length(len(answers), self.config.backbone.eve.answers))
@@ -167,7 +170,9 @@ class VqaWiring(Wiring):
     def _asked(self) -> tuple[int, list[Asked]]:
         """How many media are judged, and their questions."""
         records = eval_records(self.config)
-        return len(records), asked_questions(records, self.options.accuracy)
+        return len(records), asked_questions(
+            records, self.options.accuracy, partial(image_words, options=self.options)
+        )
 
     def _block(
         self,
@@ -192,7 +197,10 @@ class VqaWiring(Wiring):
                 "image_index": torch.tensor([row - first for _, row in chunk], device=tokens.device),
                 "sample_index": torch.tensor([number for number, _ in chunk], device=tokens.device),
             }
-            questions = [asked[number].text for number, _ in chunk]
+            questions = [
+                as_read(asked[number].text, asked[number].words, self.options, tokenizer)
+                for number, _ in chunk
+            ]
             found = self._answer(forward, tokenizer, batch, questions, answers)
             said += [each[0] for each in found]
         return said
@@ -206,9 +214,10 @@ class VqaWiring(Wiring):
         answers: tuple[Tensor, Tensor] | None,
         shown: int = 1,
     ) -> list[list[Said]]:
-        """The `shown` best of the ranked answers to each question, or the written one."""
+        """The `shown` best of the ranked answers to each question (as `as_read` gives it), or the written one."""
         device = next(iter(batch.values())).device
-        ids, mask = encode_questions(questions, self.options, tokenizer)
+        longest = self.options.eval_max_tokens or self.options.max_tokens
+        ids, mask = tokenizer.encode(questions, longest, single=True)
         batch = batch | {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
         if answers is None:
             found = forward(batch, what="generate", seed=self.config.seed)
@@ -312,7 +321,8 @@ class VqaWiring(Wiring):
             )
         answers = self._encoded(tokenizer, media.device) if self.ranks else None
         forward({}, what="prepare_evaluation")
-        found = self._answer(forward, tokenizer, {"image": media}, texts, answers, SHOWN)
+        read = [as_read(text, (), self.options, tokenizer) for text in texts]
+        found = self._answer(forward, tokenizer, {"image": media}, read, answers, SHOWN)
         return [
             {"question": question, "answer": best[0].answer, "score": best[0].score}
             | ({"answers": [{"answer": a, "probability": p} for a, p in best]} if self.ranks else {})

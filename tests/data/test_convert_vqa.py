@@ -181,6 +181,45 @@ def test_lists_have_answers_as_a_text_or_several(tmp_path: Path) -> None:
     assert entries[1].extra == {"dataset": "vg"}
 
 
+def test_lists_have_words_and_objects_of_their_image(tmp_path: Path) -> None:
+    """mPLUG's layout, and that of own lists."""
+    both = {
+        "ocr": [[[0, 0, 9, 9], "STOP"], [[0, 0, 2, 2], " "], [[1, 1, 2, 2], "Ave. #5"]],
+        "object_label": "car&&dog&&car",
+    }
+    own, empty = {"ocr": ["STOP"], "objects": ["car", ""]}, {"ocr": [], "object_label": ""}
+    rows = [
+        {"question": "What?", "answer": "a car", "image": "1.jpg", **each} for each in (both, own, empty, {})
+    ]
+    write_json(tmp_path / "vqa_train.json", rows)
+    entries, _ = of_kind(entries_of("vqav2", "blip", tmp_path, train="vqa_train.json"))
+    found = [(entry.annotation.get("ocr"), entry.annotation.get("objects")) for entry in entries]
+    assert found == [
+        (["STOP", "Ave. #5"], ["car", "dog", "car"]),
+        (["STOP"], ["car"]),
+        (None, None),
+        (None, None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"ocr": "STOP"}, "'STOP' .* as `ocr`.*a list"),
+        ({"ocr": [[0, 0, 9, 9]]}, "a list of texts, or of .position, text.,"),
+        ({"ocr": [["STOP", 3]]}, "as `ocr`"),
+        ({"object_label": ["car"]}, "a text as `object_label`"),
+        ({"objects": "car"}, "a list of texts as `objects`"),
+    ],
+)
+def test_words_and_objects_of_another_shape(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
+    write_json(
+        tmp_path / "vqa_train.json", [{"question": "What?", "answer": "a car", "image": "1.jpg", **fields}]
+    )
+    with pytest.raises(AuroraError, match=f"(?s)entry 0 .*{message}"):
+        entries_of("vqav2", "blip", tmp_path, train="vqa_train.json")
+
+
 def test_a_training_list_without_answers_is_an_error_and_a_test_list_is_not(tmp_path: Path) -> None:
     rows = [{"question_id": 9, "question": "What?", "image": "test2015/COCO_test2015_000000000001.jpg"}]
     write_json(tmp_path / "list.json", rows)

@@ -10,14 +10,18 @@ import pytest
 import torch
 from torch import nn
 
+from aurora_ds.backbones.tokenizer import Tokenizer
 from aurora_ds.config import RunConfig
+from aurora_ds.data.questions import question_texts
 from aurora_ds.errors import AuroraError
 from aurora_ds.plan.fetching import fetched
 from aurora_ds.plan.memory import memory
 from aurora_ds.plan.run import follow, make_plan, reason, record
+from aurora_ds.plan.task import annotations
 from aurora_ds.plan.trace import Event, Shapes, Trace, _SilentRanks
 from aurora_ds.plan.traffic import traffic
 from aurora_ds.plan.variants import TUNED_STAGE_3, VARIANTS
+from aurora_ds.recipe import load_config
 
 
 def small(task: str = "nlvr", method: str = "aurora", precision: str = "fp32") -> RunConfig:
@@ -219,6 +223,18 @@ def test_a_self_critical_step_is_planned_as_its_captions_at_their_longest() -> N
     assert "more than a self-critical step needs" in reason(plan) and "self-critical" not in reason(plain)
     assert plan.micro_batch == plain.micro_batch
     assert plan.traces[False].activations > 2 * plain.traces[False].activations
+
+
+@pytest.mark.parametrize("switches", [["add_ocr"], ["add_objects"], ["add_ocr", "add_objects"]])
+def test_words_of_images_fill_a_question_to_its_longest(switches: list[str]) -> None:
+    config = load_config(
+        "mplug_vqa", ["backbone.checkpoint=null", "vqa.add_ocr=false", "vqa.add_objects=false"]
+    )
+    for switch in switches:
+        setattr(config.vqa, switch, True)
+    one = annotations(config, "questions", every=False)
+    texts = question_texts(config, Tokenizer(plain=True))
+    assert texts([one])["input_ids"].shape == (1, config.vqa.max_tokens)
 
 
 def test_every_variant_is_a_file_that_does_as_it_says(repository: Path) -> None:

@@ -19,7 +19,7 @@ from question_runs import (
 from aurora_ds.assemble import Assembled, build_task
 from aurora_ds.config import MixEntry, RunConfig
 from aurora_ds.data.loader import annotated_loader, eval_image_loader
-from aurora_ds.data.questions import encode_answers, encode_questions, question_texts
+from aurora_ds.data.questions import as_read, encode_answers, question_texts
 from aurora_ds.errors import AuroraError
 from aurora_ds.evaluate import task_forward
 from aurora_ds.tasks.metrics.vqa_accuracy import answer_accuracy
@@ -75,9 +75,9 @@ def test_answers_of_visual_genome_in_a_mixture_weigh_as_published(tiny, tmp_path
 )
 def test_questions_are_cleaned_and_cut_unless_they_are_taken_as_they_are(tiny, how, expected):
     config = run_config(tiny, None, {"question_text": how, "max_words": 3})
-    assembled = build_task(config)
-    ids, _ = encode_questions(["Is it in. The grass is it?"], config.vqa, assembled.tokenizer)
-    assert assembled.tokenizer.decode(ids) == [expected]
+    tokenizer = build_task(config).tokenizer
+    read = as_read("Is it in. The grass is it?", [], config.vqa, tokenizer)
+    assert tokenizer.decode(tokenizer.encode([read], config.vqa.max_tokens, single=True)[0]) == [expected]
 
 
 def test_answers_are_never_cut(tiny):
@@ -125,7 +125,8 @@ def one_by_one(assembled: Assembled, split: str) -> list[str]:
     for medium, (_, record) in enumerate(blocks.eval_records(config)):
         image = next(iter(eval_image_loader(config, split, [medium], 1, 0, 1)))["image"]
         for each in record["questions"]:
-            ids, mask = encode_questions([each["question"]], config.vqa, tokenizer)
+            read = as_read(each["question"], [], config.vqa, tokenizer)
+            ids, mask = tokenizer.encode([read], config.vqa.max_tokens, single=True)
             batch = {"image": image, "input_ids": ids, "attention_mask": mask}
             if config.vqa.inference == "generate":
                 said.append(tokenizer.decode(task(batch, what="generate")["ids"])[0])

@@ -44,6 +44,13 @@ class Row:
             raise self.wrong(name, "a list of texts")
         return value
 
+    def items(self, name: str) -> list[Any]:
+        """A list of anything."""
+        value = self.content.get(name)
+        if not isinstance(value, list):
+            raise self.wrong(name, "a list")
+        return value
+
     def identity(self, name: str) -> str | int:
         """A number without fraction, or a text."""
         value = self.content.get(name)

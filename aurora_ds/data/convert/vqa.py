@@ -53,7 +53,8 @@ def answer_weights(answers: list[str]) -> list[dict[str, Any]]:
 
 
 def question_list(path: Path, split: str, dataset: str) -> Iterator[Entry]:
-    """[{image, question, question_id?, answer, dataset?}]; `answer`: a text or several, none in a test split."""
+    """[{image, question, question_id?, answer, dataset?, ocr?, object_label?}]; `answer`: a text or several, none in a
+    test split; the last two as `detected` reads them."""
     for row in rows(path):
         image = row.text("image")
         answers: list[str] = []
@@ -66,11 +67,34 @@ def question_list(path: Path, split: str, dataset: str) -> Iterator[Entry]:
         if "question_id" in row:
             question["question_id"] = row.identity("question_id")
         question["answers"] = answer_weights(answers)
+        question |= detected(row)
         extra: dict[str, Any] = {"dataset": row.text("dataset") if "dataset" in row else dataset}
         number = coco.image_number(image)
         if extra["dataset"] == "vqa" and number is not None:
             extra["image_id"] = number
         yield Entry(split, image, "questions", question, extra=extra)
+
+
+def detected(row: Row) -> dict[str, list[str]]:
+    """What a detector found on a question's image, each where the entry has some: `ocr`, the words that were read, of
+    [[position, word], …] or [word, …]; `objects`, the names, of mPLUG's `object_label` "car&&person&&car" or of a list
+    of texts under `objects`. Blank ones are left out."""
+    found: dict[str, list[str]] = {}
+    if "ocr" in row:
+        found["ocr"] = [_ocr_word(row, each) for each in row.items("ocr")]
+    if "object_label" in row:
+        found["objects"] = row.words("object_label").split("&&")
+    elif "objects" in row:
+        found["objects"] = row.texts("objects")
+    kept = {name: [word for word in words if word.strip()] for name, words in found.items()}
+    return {name: words for name, words in kept.items() if words}
+
+
+def _ocr_word(row: Row, entry: Any) -> str:
+    word = entry[1] if isinstance(entry, list) and len(entry) == 2 else entry
+    if not isinstance(word, str):
+        raise row.wrong("ocr", "a list of texts, or of [position, text],")
+    return word
 
 
 def _official(split: str, questions: Path, answers: Path | None) -> Iterator[Entry | Reject]:
