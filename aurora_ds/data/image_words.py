@@ -7,8 +7,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from aurora_ds.config import RunConfig, VqaConfig
 from aurora_ds.data.manifest import Manifest
 from aurora_ds.data.mixture import open_manifest, open_mixture
@@ -19,7 +17,9 @@ from aurora_ds.errors import AuroraError
 OCR_WORDS = (
     30  # as published, after cleaning; names of objects are cut by the question's length in tokens alone
 )
-_LOOKED_AT = 200  # media of a split, before a run
+_LOOKED_AT = (
+    200  # media of a split, before a run: its first ones, as shards behind an address are fetched whole
+)
 
 
 def image_words(question: Mapping[str, Any], options: VqaConfig) -> list[str]:
@@ -52,18 +52,17 @@ def check_image_words(config: RunConfig) -> None:
             )
             raise AuroraError(
                 f"{' and '.join(f'vqa.{each}' for each in lacking)}: words of the image are to stand behind each "
-                f"question, and no question of {where} has any (up to {_LOOKED_AT} media looked at). Convert "
+                f"question, and no question of {where} has any (its first {_LOOKED_AT} media). Convert "
                 "annotations with `ocr` and `object_label`, such as mPLUG's lists, or do without: "
                 f"{' '.join(f'vqa.{each}=false' for each in lacking)}."
             )
 
 
 def _fields(manifest: Manifest, split: str, wanted: Sequence[str]) -> set[str]:
-    """Which of the fields some question has, of media spread evenly over the split."""
+    """Which of the fields some question has, of the first media of the split."""
     reader, found = ShardReader(manifest), set()
-    media = manifest.media(split)
     try:
-        for medium in np.unique(np.linspace(0, media - 1, min(_LOOKED_AT, media)).astype(int)).tolist():
+        for medium in range(min(_LOOKED_AT, manifest.media(split))):
             for question in reader.record(split, medium)[1].get("questions") or []:
                 found |= {name for name in wanted if question.get(name)}
             if len(found) == len(wanted):
